@@ -1,0 +1,163 @@
+"""Every error that pynenc raises on purpose.
+
+::
+
+    PynencError
+    ├── RetryError
+    │   └── ConcurrencyRetryError
+    ├── SerializationError
+    ├── TaskError
+    │   ├── InvalidTaskOptionsError
+    │   └── TaskRoutingError
+    │       └── InvocationConcurrencyWithDifferentArgumentsError
+    ├── InvocationError
+    │   ├── InvocationNotFoundError
+    │   ├── InvocationStatusError
+    │   │   └── InvocationStatusTransitionError
+    │   ├── WorkerLostError
+    │   └── CycleDetectedError
+    ├── StateBackendError
+    ├── RunnerError
+    │   ├── SupervisorLostError
+    │   └── ProtocolError
+    └── ConfigError
+    WorkerTraceback (the cause of an exception that came from a worker)
+
+Errors with facts have one constructor that takes them, so each sentence is written once.
+All of them go through pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PynencError(Exception):
+    """The base of every error of pynenc."""
+
+
+class RetryError(PynencError):
+    """Raised by a task to ask for another attempt."""
+
+
+class ConcurrencyRetryError(RetryError):
+    """Another attempt is wanted because the concurrency rules held this one back."""
+
+
+class SerializationError(PynencError):
+    """A result or an exception could not be pickled, or could not be read back."""
+
+
+class TaskError(PynencError):
+    """Something is wrong with a task itself."""
+
+    def __init__(self, task_id: str, message: str) -> None:
+        super().__init__(task_id, message)
+        self.task_id = task_id
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"task {self.task_id}: {self.message}"
+
+
+class InvalidTaskOptionsError(TaskError):
+    """Options of a task have an unknown name or a value of the wrong type; all of them are listed.
+
+    >>> error = InvalidTaskOptionsError("jobs.add", ["max_retry: unknown option, did you mean 'max_retries'?"])
+    >>> print(error)
+    task jobs.add: 1 invalid option
+      max_retry: unknown option, did you mean 'max_retries'?
+    """
+
+    def __init__(self, task_id: str, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        plural = "s" if len(self.problems) != 1 else ""
+        super().__init__(
+            task_id, "\n  ".join([f"{len(self.problems)} invalid option{plural}", *self.problems])
+        )
+
+    def __reduce__(self) -> tuple[type[InvalidTaskOptionsError], tuple[str, list[str]]]:
+        return type(self), (self.task_id, self.problems)
+
+
+class TaskRoutingError(TaskError):
+    """A call could not be registered under the task's rules."""
+
+
+class InvocationConcurrencyWithDifferentArgumentsError(TaskRoutingError):
+    """An invocation with the same key but other arguments is already there."""
+
+
+class InvocationError(PynencError):
+    """Something is wrong with one invocation."""
+
+    def __init__(self, invocation_id: str, message: str) -> None:
+        super().__init__(invocation_id, message)
+        self.invocation_id = invocation_id
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"invocation {self.invocation_id}: {self.message}"
+
+
+class InvocationNotFoundError(InvocationError):
+    """No invocation with this id is known to the state backend.
+
+    Its constructor takes the id and where it was looked for.
+    """
+
+
+class InvocationStatusError(InvocationError):
+    """The invocation's status does not allow what was asked."""
+
+
+class InvocationStatusTransitionError(InvocationStatusError):
+    """The status table does not allow one status after the other."""
+
+
+class WorkerLostError(InvocationError):
+    """The worker process died while it ran this call."""
+
+
+class CycleDetectedError(PynencError):
+    """A call waits, directly or through others, for itself."""
+
+
+class StateBackendError(PynencError):
+    """The database of the state directory cannot be used."""
+
+
+class RunnerError(PynencError):
+    """The runner cannot do its work: the supervisor does not start, answer or agree."""
+
+
+class SupervisorLostError(RunnerError):
+    """The supervisor ended while this process waited for it."""
+
+
+class ProtocolError(RunnerError):
+    """Bytes came that are not a message of this version of pynenc."""
+
+
+class ConfigError(PynencError):
+    """A configuration value has an unknown name or a wrong type."""
+
+    def __init__(self, source: str, field: str, problem: str) -> None:
+        super().__init__(source, field, problem)
+        self.source = source
+        self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.field}: {self.problem}"
+
+
+class WorkerTraceback(Exception):
+    """The traceback of the worker in which a task failed; stands as the cause of the task's exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text.rstrip()}"

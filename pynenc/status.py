@@ -1,0 +1,47 @@
+"""The statuses of an invocation, and what may follow what.
+
+One declarative table. Whoever changes a status asks it; docs are drawn from it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class InvocationStatus(StrEnum):
+    """Where an invocation stands on its way from registration to its final status.
+
+    >>> InvocationStatus.SUCCESS.is_final
+    True
+    >>> InvocationStatus.REGISTERED.is_available_for_run
+    True
+    """
+
+    REGISTERED = "REGISTERED"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCESS = "SUCCESS"
+    FAILED = "FAILED"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow: the invocation has its result or its exception."""
+        return not NEXT_STATUSES[self]
+
+    @property
+    def is_available_for_run(self) -> bool:
+        """Whether the invocation waits for a worker."""
+        return self is InvocationStatus.REGISTERED
+
+
+NEXT_STATUSES: dict[InvocationStatus, frozenset[InvocationStatus]] = {
+    InvocationStatus.REGISTERED: frozenset({InvocationStatus.PENDING}),
+    # A lease can be cut before its turn, or its worker can die: back to the queue.
+    InvocationStatus.PENDING: frozenset({InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.FAILED}),
+    InvocationStatus.RUNNING: frozenset(
+        {InvocationStatus.SUCCESS, InvocationStatus.FAILED, InvocationStatus.REGISTERED}
+    ),
+    InvocationStatus.SUCCESS: frozenset(),
+    InvocationStatus.FAILED: frozenset(),
+}
+"""For each status, the statuses that may follow it."""
