@@ -1,0 +1,215 @@
+"""The app: configuration and the registry of tasks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+from pynenc.exceptions import TaskError
+from pynenc.task import Task
+from pynenc.types import Func, Params, Result
+
+if TYPE_CHECKING:
+    from pynenc.client.runner import ClusterRunner
+    from pynenc.conf.config_pynenc import ConfigPynenc
+    from pynenc.invocation.base_invocation import BaseInvocation
+    from pynenc.runner import Runner
+    from pynenc.state_backend import StateBackend
+    from pynenc.synchronous import SynchronousRunner
+
+_apps: dict[str, Pynenc] = {}
+
+
+class Pynenc:
+    """An app: its tasks, its configuration, and the way to its workers.
+
+    Args:
+        app_id: Names the app. Apps with different ids in one state directory do not meet. Default: configuration field `app_id`.
+        config_values: Configuration by field name; wins over files, loses against the environment.
+        config_filepath: A TOML, JSON or YAML file to read instead of the one that would be found.
+
+    Raises:
+        ConfigError: A configuration value has an unknown name or a wrong type.
+
+    >>> app = Pynenc("docs", config_values={"num_workers": 2})
+    >>> app.conf.num_workers
+    2
+    """
+
+    def __init__(
+        self,
+        app_id: str | None = None,
+        config_values: dict[str, Any] | None = None,
+        config_filepath: str | os.PathLike[str] | None = None,
+    ) -> None:
+        from pynenc.conf.config_pynenc import ConfigPynenc
+
+        self.config_values = dict(config_values or {})
+        self.config_filepath = os.fspath(config_filepath) if config_filepath is not None else None
+        if app_id is not None:
+            self.config_values["app_id"] = app_id
+        self.conf: ConfigPynenc = ConfigPynenc(self.config_values, self.config_filepath)
+        self.app_id: str = app_id or self.conf.app_id
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self._lock = threading.RLock()
+        _apps.setdefault(self.app_id, self)
+
+    @overload
+    def task(self, func: Func[Params, Result], /) -> Task[Params, Result]: ...
+    @overload
+    def task(self, func: None = None, /, **options: Any) -> Callable[[Func[Params, Result]], Task[Params, Result]]: ...
+    def task(
+        self, func: Func[Params, Result] | None = None, /, **options: Any
+    ) -> Task[Params, Result] | Callable[[Func[Params, Result]], Task[Params, Result]]:
+        """Make a task of a module-level function: `@app.task` or `@app.task(option=...)`.
+
+        Args:
+            func: The function.
+            options: Task options; the configuration reference lists them.
+
+        Raises:
+            RuntimeError: The function's module is run as the main program.
+            ValueError: The function is nested or a lambda.
+            InvalidTaskOptionsError: Options are invalid.
+        """
+        if func is not None:
+            return self._register(Task(self, func, options))
+
+        def decorate(decorated: Func[Params, Result]) -> Task[Params, Result]:
+            return self._register(Task(self, decorated, options))
+
+        return decorate
+
+    def _register(self, task: Task[Params, Result]) -> Task[Params, Result]:
+        self.tasks[task.task_id] = task
+        return task
+
+    def get_task(self, task_id: str) -> Task[Any, Any]:
+        """The task with this id; its module is imported when it is not yet.
+
+        Raises:
+            TaskError: There is no such task.
+        """
+        task = self.tasks.get(task_id)
+        if task is None:
+            import importlib
+
+            module_name, _, name = task_id.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(module_name), name)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise TaskError(task_id, f"it cannot be found by its module path: {error}") from error
+            task = self.tasks.get(task_id) or (found if isinstance(found, Task) else None)
+        if task is None:
+            raise TaskError(task_id, "its module has a name like this, but it is not a task")
+        return task
+
+    def get_invocation(self, invocation_id: str) -> BaseInvocation[Any, Any]:
+        """The invocation with this id, whichever process made it, also at an earlier time.
+
+        Raises:
+            InvocationNotFoundError: There is none in this app and state directory.
+        """
+        return self._cluster.find(invocation_id)
+
+    def purge(self) -> None:
+        """Forget all invocations that are stored.
+
+        Raises:
+            RunnerError: Calls are running or waiting to run.
+        """
+        if not os.path.exists(self.state_backend.path):
+            return
+        answer = self._cluster.ask("purge")
+        if "error" in answer:
+            from pynenc.exceptions import RunnerError
+
+            raise RunnerError(f"nothing was purged: {answer['error']}")
+
+    def close(self) -> None:
+        """Have all calls acknowledged and disconnect. The supervisor ends when its last client has left and all is done.
+
+        A script need not call it: it happens at exit. A later call connects again.
+        """
+        if "_cluster" in self.__dict__:
+            self._cluster.close()
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the calls just now: the local cluster, or this process in synchronous mode."""
+        return self._synchronous if self.conf.force_sync else self._cluster  # per call
+
+    @cached_property
+    def _cluster(self) -> ClusterRunner:
+        from pynenc.client.runner import ClusterRunner
+
+        return ClusterRunner(self)
+
+    @cached_property
+    def _synchronous(self) -> SynchronousRunner:
+        from pynenc.synchronous import SynchronousRunner
+
+        return SynchronousRunner()
+
+    def supervisor_settings(self) -> dict[str, Any]:
+        """What a supervisor that this app starts needs to know."""
+        from pynenc.conf.config_broker import ConfigBroker
+        from pynenc.conf.config_orchestrator import ConfigOrchestrator
+        from pynenc.conf.config_runner import ConfigRunner
+        from pynenc.conf.config_state_backend import ConfigStateBackend
+        from pynenc.system.cpus import thread_caps, usable_cpus
+
+        sources = (self.config_values, self.config_filepath)
+        runner, broker = ConfigRunner(*sources), ConfigBroker(*sources)
+        cpus = usable_cpus()
+        workers = self.conf.num_workers or cpus
+        return {
+            "app_id": self.app_id,
+            "num_workers": workers,
+            "worker_environment": thread_caps(workers, runner.worker_blas_threads, cpus),
+            "linger_s": runner.linger_s,
+            "start_timeout_s": runner.start_timeout_s,
+            "persistent": False,
+            "durability": ConfigStateBackend(*sources).durability.name,
+            "lease_s": broker.lease_s,
+            "memory_bytes": broker.memory_bytes,
+            "client_buffer_bytes": ConfigOrchestrator(*sources).client_buffer_bytes,
+        }
+
+    @cached_property
+    def state_backend(self) -> StateBackend:
+        """Reads what is stored about invocations."""
+        from pynenc import context
+        from pynenc.client.launch import paths_of
+        from pynenc.state_backend import StateBackend
+
+        inside = context.worker_of
+        if inside is not None and inside.app_id == self.app_id:
+            return StateBackend(inside.database)
+        return StateBackend(paths_of(self.conf.state_path, self.app_id).database)
+
+    @cached_property
+    def logger(self) -> logging.Logger:
+        """The app's logger, `pynenc.<app_id>`, at the level of field `logging_level`."""
+        logger = logging.getLogger(f"pynenc.{self.app_id}")
+        logger.setLevel(self.conf.logging_level)
+        return logger
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same_app, (self.app_id, self.config_values, self.config_filepath)
+
+    def __repr__(self) -> str:
+        return f"Pynenc(app_id={self.app_id!r})"
+
+
+def _same_app(app_id: str, config_values: dict[str, Any], config_filepath: str | None) -> Pynenc:
+    """One instance per app id in a process: the one that is here, or a new one."""
+    known = _apps.get(app_id)
+    if known is not None:
+        return known
+    values = {name: value for name, value in config_values.items() if name != "app_id"}
+    return Pynenc(app_id, values, config_filepath)

@@ -1,0 +1,84 @@
+"""The bound arguments of one call, by name, with defaults filled in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from pynenc.types import Args
+
+
+class Arguments:
+    """The arguments of one call: what each parameter of the function gets.
+
+    Two of them are equal when every parameter gets an equal value, however the calls were written.
+
+    Args:
+        kwargs: The value of each parameter by name.
+
+    >>> def add(x, y=2): return x + y
+    >>> Arguments.from_call(add, 1) == Arguments.from_call(add, y=2, x=1)
+    True
+    """
+
+    def __init__(self, kwargs: Args | None = None) -> None:
+        self.kwargs: Args = kwargs or {}
+
+    @classmethod
+    def from_call(cls, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Arguments:
+        """Bind a call's arguments to the function's parameters.
+
+        Raises:
+            TypeError: They do not fit, with the sentence that the call itself would give.
+        """
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return cls(bound.arguments)
+
+    def to_call(self, func: Callable[..., Any]) -> tuple[tuple[Any, ...], Args]:
+        """The positional arguments and keywords with which to call the function.
+
+        Raises:
+            TypeError: A name is no parameter of the function, or a parameter has no value.
+        """
+        signature = inspect.signature(func)
+        if unknown := [name for name in self.kwargs if name not in signature.parameters]:
+            raise TypeError(f"{func.__name__}() has no parameter {', '.join(map(repr, unknown))}")
+        bound = inspect.BoundArguments(signature, {n: self.kwargs[n] for n in signature.parameters if n in self.kwargs})  # type: ignore[arg-type]
+        signature.bind(*bound.args, **bound.kwargs)
+        return bound.args, bound.kwargs
+
+    @cached_property
+    def args_id(self) -> str:
+        """A digest of the values; the same for equal arguments, however the call was written.
+
+        Raises:
+            SerializationError: A value cannot be pickled.
+        """
+        import hashlib
+
+        from pynenc.serializer import dumps
+
+        digest = hashlib.sha256()
+        for name in sorted(self.kwargs):
+            # One by one: pickling them together would also encode which of them are the same object.
+            value = dumps(self.kwargs[name])
+            digest.update(f"{name}:{len(value)}:".encode())
+            digest.update(value)
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Arguments):
+            return NotImplemented
+        return self.args_id == other.args_id
+
+    def __hash__(self) -> int:
+        return hash(self.args_id)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
+        return f"Arguments({shown})"
+
+    __str__ = __repr__

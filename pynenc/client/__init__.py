@@ -1,0 +1,1 @@
+"""The caller's process: batches of calls go out, results come in."""

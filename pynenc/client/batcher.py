@@ -1,0 +1,220 @@
+"""Open batches: calls of one task that have not left yet, and the rules for when they leave.
+
+A call that comes when nothing is under way leaves at once. While calls are under way, further ones are collected
+and leave together: when the batch is full, when it is a millisecond old, or when anybody waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
+from pynenc.runner import Submission
+from pynenc.serializer import PROTOCOL, Frozen, pack_arguments, plain_column
+
+if TYPE_CHECKING:
+    from pynenc.task import Task
+
+BATCH_AGE_S = 0.001
+"""An open batch leaves at this age."""
+
+PULL_S = 0.001
+"""Items of a generator that take longer to come than this are not waited for: what is there leaves."""
+
+_SIZED = (list, tuple, range, dict, set, frozenset)
+
+
+class Packed(NamedTuple):
+    """The arguments of some calls, ready to travel."""
+
+    count: int
+    packing: int
+    payload: bytes
+
+
+class OpenBatch:
+    """Calls that are being collected."""
+
+    __slots__ = ("entries", "frozen_bytes", "opened", "submission")
+
+    def __init__(self, submission: Submission, opened: float) -> None:
+        self.submission = submission
+        self.opened = opened
+        self.entries: list[Any] = []
+        self.frozen_bytes = 0
+
+
+class Batcher:
+    """The open batches of one client, by task.
+
+    Args:
+        open_batch: Makes the submission of a new batch.
+        send: Sends a batch that leaves.
+        is_idle: Whether no call is under way.
+    """
+
+    def __init__(
+        self,
+        open_batch: Callable[[], Submission],
+        send: Callable[[Task[Any, Any], Submission, Packed, int], None],
+        is_idle: Callable[[], bool],
+    ) -> None:
+        self._open_batch = open_batch
+        self._send = send
+        self._is_idle = is_idle
+        self._lock = threading.Lock()
+        self._open: dict[Task[Any, Any], OpenBatch] = {}
+        self._flusher: threading.Thread | None = None
+        self._flusher_wanted = threading.Semaphore(0)
+        self._flusher_awake = False
+        self._closed = False
+
+    def add(self, task: Task[Any, Any], entry: Any) -> tuple[Submission, int]:
+        """Put a call into the open batch of its task.
+
+        Args:
+            task: The task that is called.
+            entry: A tuple of plain values, or frozen arguments.
+
+        Returns:
+            The batch, and the call's index in it.
+        """
+        with self._lock:  # per call
+            batch = self._open.get(task)
+            now = time.monotonic()
+            if batch is None:
+                idle = self._is_idle()
+                submission = self._open_batch()
+                if idle:
+                    submission.count = submission.unfinished = 1
+                    self._send(task, submission, Packed(1, *pack_arguments([entry])), 0)
+                    return submission, 0
+                batch = self._open[task] = OpenBatch(submission, now)
+                self._wake_flusher()
+            entries = batch.entries
+            index = len(entries)
+            entries.append(entry)
+            submission = batch.submission
+            submission.count = submission.unfinished = index + 1
+            if type(entry) is Frozen:
+                batch.frozen_bytes += len(entry)
+            if index + 1 == MAX_BATCH_CALLS or now - batch.opened >= BATCH_AGE_S or batch.frozen_bytes >= MAX_BATCH_BYTES:
+                self._leave(task)
+            return submission, index
+
+    def flush(self, older_than_s: float = 0.0) -> None:
+        """Let the open batches leave that are at least this old."""
+        if not self._open:
+            return
+        with self._lock:
+            latest = time.monotonic() - older_than_s
+            for task in [task for task, batch in self._open.items() if batch.opened <= latest]:
+                self._leave(task)
+
+    def close(self) -> None:
+        """Let everything leave, and the helper thread end."""
+        self.flush()
+        self._closed = True
+        if self._flusher is not None:
+            self._flusher_wanted.release()
+            self._flusher.join()
+            self._flusher = None
+
+    def _leave(self, task: Task[Any, Any]) -> None:
+        batch = self._open.pop(task)
+        self._send(task, batch.submission, Packed(len(batch.entries), *pack_arguments(batch.entries)), 0)
+
+    def _wake_flusher(self) -> None:
+        """While a batch is open, a helper thread sees to it that it leaves in time."""
+        if self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush_in_time, name="pynenc-flusher", daemon=True)
+            self._flusher.start()
+        if not self._flusher_awake:
+            self._flusher_awake = True
+            self._flusher_wanted.release()
+
+    def _flush_in_time(self) -> None:
+        from pynenc.exceptions import RunnerError
+
+        while True:
+            self._flusher_wanted.acquire()
+            while not self._closed:
+                time.sleep(BATCH_AGE_S)
+                try:
+                    self.flush(BATCH_AGE_S)
+                except RunnerError:
+                    pass  # Whoever waits for these calls is told.
+                with self._lock:
+                    if not self._open:
+                        self._flusher_awake = False
+                        break
+            if self._closed:
+                return
+
+
+class Chunks:
+    """Cuts an iterable into lists.
+
+    A generator may take its time for each item, so it is asked for one at first, and for more while they come quickly.
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._source = iter(items)
+        self._count = MAX_BATCH_CALLS if isinstance(items, _SIZED) else 1
+        self._sized = isinstance(items, _SIZED)
+
+    def take(self, size: int) -> list[Any]:
+        """Up to `size` items; none when there are no more."""
+        began = time.monotonic()
+        chunk = list(islice(self._source, min(size, self._count)))
+        if not self._sized:
+            took = time.monotonic() - began
+            self._count = min(MAX_BATCH_CALLS, 2 * self._count) if 2 * took <= PULL_S else max(1, self._count // 2)
+        return chunk
+
+
+def pack_items(task: Task[Any, Any], items: Iterable[Any], batch_calls: int) -> Iterator[Packed]:
+    """The batches of a `parallelize`.
+
+    Items are pickled as they are taken: what the caller does to them afterwards is not seen.
+    """
+    chunks = Chunks(items)
+    while chunk := chunks.take(batch_calls):
+        yield from pack_chunk(task, chunk)
+
+
+def pack_chunk(task: Task[Any, Any], chunk: list[Any]) -> Iterator[Packed]:
+    packed = _pack_columns(task, chunk)
+    if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
+        yield packed
+        return
+    entries: list[Any] = []
+    held = 0
+    for item in chunk:
+        entry = task.freeze_call(*task.call_of(item))
+        size = len(entry) if type(entry) is Frozen else 0
+        if entries and held + size > MAX_BATCH_BYTES:
+            yield Packed(len(entries), *pack_arguments(entries))
+            entries, held = [], 0
+        entries.append(entry)
+        held += size
+    yield Packed(len(entries), *pack_arguments(entries))
+
+
+def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:
+    """Pack tuples of plain values a column at a time: nothing is done per call."""
+    import pickle
+
+    if set(map(type, chunk)) != {tuple}:
+        return None
+    widths = set(map(len, chunk))
+    if len(widths) != 1 or not task.takes_positional(width := widths.pop()) or not width:
+        return None
+    columns = list(zip(*chunk, strict=True))
+    if not all(map(plain_column, columns)):
+        return None
+    return Packed(len(chunk), Packing.COLUMNS, pickle.dumps(columns, PROTOCOL))

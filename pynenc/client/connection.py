@@ -1,0 +1,181 @@
+"""The connection to the supervisor. Whoever waits for a result reads it; no thread stands in between.
+
+When several threads wait, one of them reads for all, and hands over when it has what it wanted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pynenc.client.launch import Address
+from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
+from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
+from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
+from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+
+
+class Connection:
+    """A connection of this process, shared by its threads.
+
+    Args:
+        connected: A fresh connection to the supervisor's address; the handshake is made here.
+        on_frame: Told of each frame that comes, by whichever thread reads it.
+
+    Attributes:
+        client: The number that the supervisor gave this client.
+    """
+
+    def __init__(self, connected: socket.socket, address: Address, on_frame: Callable[[int, bytes], None]) -> None:
+        self._socket = connected
+        self._on_frame = on_frame
+        self._frames = FrameReader()
+        self._send_lock = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
+        self._someone_reads = False
+        self._poll = select.poll()
+        self._poll.register(connected, select.POLLIN)
+        self.lost: RunnerError | None = None
+        self.client, self.supervisor_pid = self._shake_hands(address.key)
+
+    def send(self, message: bytes) -> None:
+        """Send frames.
+
+        Raises:
+            SupervisorLostError: Nobody is there to take them.
+        """
+        with self._send_lock:
+            if self.lost is not None:
+                raise self.lost
+            try:
+                self._socket.sendall(message)
+            except OSError as error:
+                raise self._lose(str(error)) from error
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Read until something is so.
+
+        Args:
+            done: Asked after every frame that was read; it becomes true by a frame.
+            timeout: Seconds to wait at most; None waits as long as it takes.
+
+        Returns:
+            Whether it is so.
+
+        Raises:
+            SupervisorLostError: The supervisor is gone and it never will be so.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not done():
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                self.read_nowait()
+                return done()
+            if not self._take_turn(remaining):
+                continue
+            try:
+                if not done():
+                    self._read(remaining)
+            finally:
+                self._pass_turn()
+        return True
+
+    def read_nowait(self) -> None:
+        """Take in what has come already, unless another thread is at it."""
+        with self._turn:
+            if self._someone_reads:
+                return
+            self._someone_reads = True
+        try:
+            while self.lost is None and self._poll.poll(0):
+                self._read(0)
+        except SupervisorLostError:
+            pass  # Whoever waits for something is told.
+        finally:
+            self._pass_turn()
+
+    def close(self) -> None:
+        """Close the connection; whoever waits on it is told that it is gone."""
+        self.lost = self.lost or SupervisorLostError("the connection was closed by app.close()")
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's connection without a word."""
+        os.close(self._socket.detach())
+        self.lost = SupervisorLostError("this invocation belongs to the process that forked this one")
+
+    def _take_turn(self, timeout: float | None) -> bool:
+        with self._turn:
+            if self._someone_reads:
+                self._turn.wait(timeout)
+                return False
+            self._someone_reads = True
+            return True
+
+    def _pass_turn(self) -> None:
+        with self._turn:
+            self._someone_reads = False
+            self._turn.notify_all()
+
+    def _read(self, timeout: float | None) -> None:
+        if self.lost is not None:
+            raise self.lost
+        try:
+            if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
+                return
+            received = self._socket.recv(READ_BYTES)
+        except OSError as error:
+            raise self._lose(str(error)) from error
+        if not received:
+            raise self._lose("it ended")
+        for kind, body in self._frames.feed(received):
+            if kind == Kind.REFUSED:
+                self.lost = SupervisorLostError(str(json_from(body).get("error")))
+                raise self.lost
+            self._on_frame(kind, body)
+        with self._turn:
+            self._turn.notify_all()  # Other threads may wait for what this read brought.
+
+    def _lose(self, why: str) -> RunnerError:
+        if self.lost is None:
+            self.lost = SupervisorLostError(
+                f"the supervisor (pid {self.supervisor_pid}) is gone: {why}. Results that it had committed are still "
+                "there: app.get_invocation(invocation_id). The next call starts a new supervisor."
+            )
+        return self.lost
+
+    def _shake_hands(self, key: bytes) -> tuple[int, int]:
+        self.supervisor_pid = 0
+        challenge = self._next_frame(Kind.CHALLENGE)
+        mine = os.urandom(CHALLENGE_BYTES)
+        fields = json.dumps({"version": VERSION, "pid": os.getpid()}).encode()
+        self.send(frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields))
+        welcome = self._next_frame(Kind.WELCOME)
+        if not hmac.compare_digest(welcome[:PROOF_BYTES], prove(key, mine, b"supervisor")):
+            raise ProtocolError("whoever listens at the supervisor's address does not know its key")
+        answer = json_from(welcome[PROOF_BYTES:])
+        return answer["client"], answer["pid"]
+
+    def _next_frame(self, expected: Kind) -> bytes:
+        while True:
+            received = self._socket.recv(READ_BYTES)
+            if not received:
+                raise RunnerError("the supervisor closed the connection during the handshake")
+            for kind, body in self._frames.feed(received):
+                if kind == Kind.REFUSED:
+                    raise RunnerError(str(json_from(body).get("error")))
+                if kind != expected:
+                    raise ProtocolError(f"the supervisor sent a frame of kind {kind} during the handshake")
+                return body
+
+
+def query_frame(what: str, **fields: Any) -> bytes:
+    """A question to the supervisor."""
+    return json_frame(Kind.QUERY, what=what, **fields)

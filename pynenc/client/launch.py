@@ -1,0 +1,186 @@
+"""Find the supervisor of an app and state directory, or start it.
+
+Whoever looks holds the start lock, so that two scripts that begin at once share one supervisor. The run file in the state
+directory tells where the supervisor listens and the key to it; only this user can read either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from typing import Any, NamedTuple
+
+from pynenc.exceptions import RunnerError
+from pynenc.system.lock import FileLock
+
+MAX_ADDRESS_BYTES = 100
+"""Systems allow 104 to 108 bytes for the path of a socket."""
+
+_BOOT = (
+    "import json, sys; settings = json.loads(sys.argv[2]); "
+    "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
+    "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
+)
+
+
+class Paths(NamedTuple):
+    """The files of one app in its state directory."""
+
+    database: str
+    start_lock: str
+    run_file: str
+
+
+class Address(NamedTuple):
+    """Where a supervisor listens, and the key that both sides must know."""
+
+    path: str
+    key: bytes
+
+
+def paths_of(state_dir: str, app_id: str) -> Paths:
+    """The files of an app; the app's id is made a safe file name."""
+    name = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in app_id)
+    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run")))
+
+
+def prepare_state_dir(state_dir: str) -> None:
+    """Make the state directory, for this user alone.
+
+    Raises:
+        RunnerError: It cannot be made or written, or it belongs to somebody else.
+    """
+    try:
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        if os.stat(state_dir).st_uid != os.geteuid():
+            raise RunnerError(
+                f"the state directory {state_dir} belongs to another user, whose pickles would be run here: set state_dir to one of your own"
+            )
+        ignore = os.path.join(state_dir, ".gitignore")
+        if not os.path.exists(ignore):
+            with open(ignore, "w") as file:
+                file.write("*\n")
+    except OSError as error:
+        raise RunnerError(
+            f"the state directory {state_dir} cannot be used: {error}; set state_dir (PYNENC__STATE_DIR) to a directory that can be written"
+        ) from error
+
+
+def find(paths: Paths) -> tuple[socket.socket, Address] | None:
+    """A connection to the running supervisor; None when none runs."""
+    try:
+        with open(paths.run_file) as file:
+            fields = json.load(file)
+        address = Address(fields["address"], bytes.fromhex(fields["key"]))
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    connection = connect(address)
+    return (connection, address) if connection is not None else None
+
+
+def connect(address: Address) -> socket.socket | None:
+    """A connection to this address; None when nobody listens there."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address.path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection
+
+
+def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket, Address]:
+    """A connection to the supervisor; it is started when none runs.
+
+    Raises:
+        RunnerError: It did not start; says why.
+    """
+    with FileLock(paths.start_lock):
+        found = find(paths)
+        if found is not None:
+            return found
+        _remove_leftovers(paths)
+        address = _new_address()
+        try:
+            _start(paths, address, settings)
+        except BaseException:
+            shutil.rmtree(os.path.dirname(address.path), ignore_errors=True)
+            raise
+        _write_run_file(paths, address)
+        connection = connect(address)
+    if connection is None:
+        raise RunnerError("the supervisor started and ended at once; what it printed above tells why")
+    return connection, address
+
+
+def _start(paths: Paths, address: Address, settings: dict[str, Any]) -> None:
+    timeout_s: float = settings["start_timeout_s"]
+    ready, theirs = os.pipe()
+    try:
+        whole = {
+            **settings,
+            "address": address.path,
+            "key": address.key.hex(),
+            "database": paths.database,
+            "start_lock": paths.start_lock,
+            "run_file": paths.run_file,
+            "boot_path": [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), *filter(None, sys.path)],
+            "ready_fd": theirs,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, "pynenc.supervisor.main", json.dumps(whole)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs,),
+            start_new_session=True,
+        )
+    finally:
+        os.close(theirs)
+    # It outlives this process, which therefore never waits for it.
+    process.returncode = 0
+    with open(ready) as pipe:
+        if not select.select([pipe], [], [], timeout_s)[0]:
+            process.returncode = None
+            process.kill()
+            process.wait()
+            raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
+        told = pipe.read()
+    if not told:
+        raise RunnerError("the supervisor ended while it started; what it printed above tells why")
+    answer = json.loads(told)
+    if "error" in answer:
+        raise RunnerError(f"the supervisor could not start: {answer['error']}")
+
+
+def _new_address() -> Address:
+    for base in (tempfile.gettempdir(), "/tmp"):
+        directory = tempfile.mkdtemp(prefix="pynenc-", dir=base)  # 0700
+        path = os.path.join(directory, "socket")
+        if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
+            return Address(path, os.urandom(32))
+        os.rmdir(directory)
+    raise RunnerError(f"no temporary directory has a path short enough for a socket: tried {tempfile.gettempdir()} and /tmp")
+
+
+def _write_run_file(paths: Paths, address: Address) -> None:
+    fresh = f"{paths.run_file}.{os.getpid()}"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w") as file:
+        json.dump({"address": address.path, "key": address.key.hex()}, file)
+    os.replace(fresh, paths.run_file)
+
+
+def _remove_leftovers(paths: Paths) -> None:
+    """What a killed supervisor could not take away itself."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        with open(paths.run_file) as file:
+            directory = os.path.dirname(json.load(file)["address"])
+        if os.path.basename(directory).startswith("pynenc-"):
+            shutil.rmtree(directory, ignore_errors=True)
+        os.unlink(paths.run_file)

@@ -1,0 +1,516 @@
+"""The local cluster as a runner: calls go to the supervisor in batches, outcomes come back as they are made."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pynenc import context
+from pynenc.client import launch
+from pynenc.client.batcher import Batcher, Packed, pack_items
+from pynenc.client.callbacks import CallbackThread, call_back
+from pynenc.client.connection import Connection, query_frame
+from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
+from pynenc.invocation.distributed import DistributedInvocation, DistributedInvocationGroup
+from pynenc.protocol.frames import frame
+from pynenc.protocol.messages import (
+    BATCH_NUMBER_BITS,
+    MAX_BATCH_CALLS,
+    NO_INVOCATION,
+    Batch,
+    Failure,
+    Kind,
+    Results,
+    first_batch_of,
+    format_invocation_id,
+    json_frame,
+    json_from,
+    number_frame,
+    number_from,
+    parse_invocation_id,
+    split_number,
+)
+from pynenc.runner import Submission
+from pynenc.serializer import leased_arguments
+from pynenc.status import InvocationStatus
+
+if TYPE_CHECKING:
+    from pynenc.app import Pynenc
+    from pynenc.arguments import Arguments
+    from pynenc.task import Task
+
+READ_EVERY = 16
+"""While batches only go out, look at what has come back after so many of them."""
+
+EXIT_S = 10.0
+"""How long a client that exits waits for its last calls to be acknowledged."""
+
+logger = logging.getLogger("pynenc")
+
+_runners: weakref.WeakSet[ClusterRunner] = weakref.WeakSet()
+
+
+class ClusterRunner:
+    """Runs the calls of one app in the worker processes of its supervisor.
+
+    It connects, and starts the supervisor, when the first call is made.
+    """
+
+    def __init__(self, app: Pynenc) -> None:
+        self._app = weakref.ref(app)
+        self._lock = threading.RLock()
+        self._connection: Connection | None = None
+        self._reset()
+        _runners.add(self)
+
+    def _reset(self) -> None:
+        self._batch_numbers: Iterator[int] = iter(())
+        self._last_batch = 0
+        self._keys: dict[str, int] = {}
+        self._task_keys: dict[Task[Any, Any], int] = {}
+        self._held: dict[int, Submission] = {}
+        self._tokens = itertools.count(1)
+        self._answers: dict[int, Any] = {}
+        self._synced = 0
+        self._since_read = 0
+        self._ready: list[Callable[[], None]] = []
+        self._callbacks: CallbackThread | None = None
+        self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held)
+
+    # Submitting.
+
+    def submit(
+        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> DistributedInvocation[Any, Any]:
+        """Put one call into the open batch of its task."""
+        entry = task.freeze_call(args, kwargs)
+        if self._connection is None or self._connection.lost is not None:
+            self._connect()
+        return DistributedInvocation(task, *self._batcher.add(task, entry))
+
+    def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> DistributedInvocationGroup[Any, Any]:
+        """Send the calls in batches as the items come."""
+        self._connect()
+        submissions: list[Submission] = []
+        group = 0
+        for packed in pack_items(task, items, self._batch_calls(task)):
+            submission = self._open_batch()
+            group = group or submission.number
+            submission.count = submission.unfinished = packed.count
+            submissions.append(submission)
+            self._send_batch(task, submission, packed, group)
+        return DistributedInvocationGroup(task, self, submissions)
+
+    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int) -> Iterator[Any]:
+        """Send calls as results are taken, so that at most `in_flight` are under way."""
+        from pynenc.client.stream import stream
+
+        return stream(self, task, items, ordered, in_flight)
+
+    def submit_packed(self, task: Task[Any, Any], packed: Packed, group: int) -> Submission:
+        """Send one batch of a stream."""
+        self._connect()
+        submission = self._open_batch()
+        submission.count = submission.unfinished = packed.count
+        self._send_batch(task, submission, packed, group or submission.number)
+        return submission
+
+    # Waiting.
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Send what is open, then read until something is so."""
+        self._batcher.flush()
+        if done():
+            return True
+        if self._connection is None:
+            self._connect()
+        connection = self._connection
+        assert connection is not None
+        reached = connection.wait_until(done, timeout)
+        self._run_ready()
+        return reached
+
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+        """Call back when a call has its outcome, also when nobody waits for it."""
+        with self._lock:
+            if not submission.has_outcome(index):
+                submission.callbacks = submission.callbacks or []
+                submission.callbacks.append((index, callback))
+                if self._callbacks is None:
+                    self._callbacks = CallbackThread(self._wait_for_callbacks)
+                self._callbacks.look_after(submission)
+                return
+        call_back(callback)
+
+    # Asking.
+
+    def status_of(self, submission: Submission, index: int) -> InvocationStatus:
+        """Ask the supervisor where a call stands."""
+        self._batcher.flush()
+        answer = self._ask("status", batch=submission.number, index=index)
+        if submission.has_outcome(index):  # It came before the answer did.
+            return InvocationStatus.FAILED if index in submission.failures else InvocationStatus.SUCCESS
+        status = str(answer["status"])
+        return InvocationStatus.REGISTERED if status == "UNKNOWN" else InvocationStatus(status)
+
+    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
+        """Ask the supervisor where the calls without outcome stand."""
+        answer = self._ask("counts", batches=[submission.number for submission in submissions])
+        unfinished = sum(submission.unfinished for submission in submissions)
+        counts = {InvocationStatus(name): min(count, unfinished) for name, count in answer.items()}
+        counts[InvocationStatus.REGISTERED] = max(0, unfinished - sum(counts.values()))
+        return counts
+
+    def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
+        """Read the arguments back from the state backend."""
+        app = self._the_app()
+        stored = app.state_backend.batch(submission.number)
+        if stored is None:
+            self.sync()
+            stored = app.state_backend.batch(submission.number)
+        if stored is None:
+            raise InvocationNotFoundError(submission.invocation_id(index), "its batch is not in the state backend")
+        if stored.packing == 2:
+            entry = leased_arguments(stored.packing, stored.arguments, 0, stored.count)[index]
+        else:
+            entry = leased_arguments(stored.packing, stored.arguments, index, index + 1)[0]
+        return task.args_from(entry)
+
+    def parent_of(self, submission: Submission) -> str | None:
+        """Read from the state backend which invocation made the calls."""
+        self.sync()
+        stored = self._the_app().state_backend.batch(submission.number)
+        return format_invocation_id(stored.parent) if stored is not None and stored.parent else None
+
+    def find(self, invocation_id: str) -> DistributedInvocation[Any, Any]:
+        """The invocation with an id, whoever made it.
+
+        Raises:
+            InvocationNotFoundError: There is none in this app and state directory.
+        """
+        number = parse_invocation_id(invocation_id)
+        if number is None:
+            raise InvocationNotFoundError(
+                invocation_id, "this is not an id of an invocation (three numbers joined by '-')"
+            )
+        self.sync()
+        batch, index = split_number(number)
+        app = self._the_app()
+        stored = app.state_backend.batch(batch)
+        if stored is None or index >= stored.count:
+            raise InvocationNotFoundError(invocation_id, f"there is none in {app.state_backend.path}")
+        return self.view(app.get_task(stored.task_id), batch, index, stored.count)
+
+    def view(self, task: Task[Any, Any], batch: int, index: int, count: int) -> DistributedInvocation[Any, Any]:
+        """An invocation of a batch that another client submitted, or this one on an earlier day."""
+        submission = self._held.get(batch) or Submission(self, batch, count)
+        results, failures = self._the_app().state_backend.outcomes_of(batch)
+        for one in results:
+            submission.add_results(one)
+        for failure in failures:
+            submission.add_failure(failure)
+        if submission.unfinished and batch not in self._held:
+            self._watch(submission)
+        return DistributedInvocation(task, submission, index)
+
+    def _watch(self, submission: Submission) -> None:
+        """Have the outcomes that are still to come delivered here too."""
+        connected = self.connect_only()
+        if connected:
+            connection = self._connection
+            assert connection is not None
+            self._held[submission.number] = submission
+            connection.send(number_frame(Kind.WATCH, submission.number))
+            connection.wait_until(lambda: submission.number in self._answers)
+            if self._answers.pop(submission.number)["live"] or not submission.unfinished:
+                return
+            del self._held[submission.number]
+        submission.runner = LostRunner(
+            self,
+            RunnerError(
+                f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all of its "
+                "calls had run, and they were not sent again"
+            ),
+        )
+
+    def report(self) -> dict[str, Any]:
+        """What the supervisor does just now."""
+        return self._ask("report")
+
+    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask the supervisor something that it knows by name; its answer."""
+        return self._ask(what, **fields)
+
+    def sync(self) -> None:
+        """Wait until everything that was submitted here is committed."""
+        if self._connection is None:
+            return
+        self._batcher.flush()
+        token = next(self._tokens)
+        self._connection.send(number_frame(Kind.SYNC, token))
+        self._connection.wait_until(lambda: self._synced >= token)
+
+    # Beginning and ending.
+
+    def close(self) -> None:
+        """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                return
+            try:
+                self._batcher.close()
+                token = next(self._tokens)
+                connection.send(number_frame(Kind.SYNC, token))
+                connection.wait_until(lambda: self._synced >= token, EXIT_S)
+                self._run_ready()
+                connection.send(frame(Kind.GOODBYE))
+            except RunnerError as error:
+                if self._held:
+                    logger.error("%s", error)
+            finally:
+                connection.close()
+                self._connection = None
+                if self._callbacks is not None:
+                    self._callbacks.end()
+                self._reset()
+
+    def interrupt(self) -> None:
+        """Have a supervisor that only this client uses end now; what has not run is kept in the state backend."""
+        with self._lock:
+            if self._connection is None:
+                return
+            try:
+                self._connection.send(frame(Kind.GOODBYE, b"interrupted"))
+            except RunnerError:
+                pass
+            self._connection.close()
+            self._connection = None
+
+    def after_fork_in_child(self) -> None:
+        """A forked child connects for itself when it makes its first call."""
+        self._lock = threading.RLock()
+        if self._connection is not None:
+            self._connection.abandon()
+            self._connection = None
+        self._reset()
+
+    def connect_only(self) -> bool:
+        """Connect if a supervisor runs, without starting one; whether it is connected."""
+        with self._lock:
+            if self._connection is not None and self._connection.lost is None:
+                return True
+            app = self._the_app()
+            found = launch.find(launch.paths_of(app.conf.state_path, app.app_id))
+            if found is None:
+                return False
+            self._greet(*found)
+            return True
+
+    def _connect(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                if self._connection.lost is None:
+                    return
+                self._forget_lost_connection()
+            app = self._the_app()
+            inside = context.worker_of
+            if inside is not None and inside.app_id == app.app_id:
+                address = launch.Address(inside.address, inside.key)
+                connected = launch.connect(address)
+                if connected is None:
+                    raise SupervisorLostError("the supervisor of this worker is gone")
+                self._greet(connected, address)
+                return
+            launch.prepare_state_dir(app.conf.state_path)
+            paths = launch.paths_of(app.conf.state_path, app.app_id)
+            self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
+            _close_at_exit()
+
+    def _greet(self, connected: Any, address: launch.Address) -> None:
+        self._connection = Connection(connected, address, self._take_in)
+        self._number_batches(self._connection.client)
+
+    def _number_batches(self, client: int) -> None:
+        first = first_batch_of(client)
+        self._batch_numbers = iter(range(first, first + (1 << BATCH_NUMBER_BITS)))
+
+    def _forget_lost_connection(self) -> None:
+        assert self._connection is not None
+        for submission in self._held.values():
+            submission.runner = LostRunner(self, self._connection.lost)
+        self._connection = None
+        self._reset()
+
+    def _the_app(self) -> Pynenc:
+        app = self._app()
+        assert app is not None
+        return app
+
+    # Going out.
+
+    def _open_batch(self) -> Submission:
+        number = next(self._batch_numbers, None)
+        if number is None:
+            raise RunnerError("this client has used up its batch numbers: app.close() and call again")
+        submission = self._held[number] = Submission(self, number, 0)
+        return submission
+
+    def _send_batch(self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int) -> None:
+        connection = self._connection
+        if connection is None:
+            raise RunnerError("the connection was closed while calls were made")
+        key = self._task_keys.get(task)
+        if key is None:
+            key = self._declare(task, connection)
+        running = context.current()
+        parent = NO_INVOCATION
+        if running is not None:
+            parent = parse_invocation_id(running.invocation_id()) or NO_INVOCATION
+        connection.send(Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:]).to_frame())
+        self._since_read += 1
+        if self._since_read >= READ_EVERY:
+            self._since_read = 0
+            connection.read_nowait()
+
+    def _declare(self, task: Task[Any, Any], connection: Connection) -> int:
+        key = self._task_keys[task] = len(self._task_keys) + 1
+        surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
+        options = {
+            "max_worker_losses": task.conf.max_worker_losses,
+            "rerun_on_worker_loss": task.conf.rerun_on_worker_loss,
+        }
+        connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
+        return key
+
+    def _batch_calls(self, task: Task[Any, Any]) -> int:
+        return min(task.conf.parallel_batch_size or MAX_BATCH_CALLS, MAX_BATCH_CALLS)
+
+    # Coming in.
+
+    def _take_in(self, kind: int, body: bytes) -> None:
+        if kind == Kind.RESULTS:
+            results = Results.from_body(body)
+            submission = self._held.get(results.batch)
+            if submission is not None:
+                submission.add_results(results)
+                self._outcome_came(submission)
+        elif kind == Kind.FAILURE:
+            failure = Failure.from_body(body)
+            submission = self._held.get(failure.batch)
+            if submission is not None:
+                submission.add_failure(failure)
+                self._outcome_came(submission)
+        elif kind == Kind.SYNCED:
+            self._synced = max(self._synced, number_from(body))
+        elif kind == Kind.REPORT:
+            fields = json_from(body)
+            self._answers[fields.pop("token")] = fields
+
+    def _outcome_came(self, submission: Submission) -> None:
+        if not submission.unfinished:
+            self._held.pop(submission.number, None)
+        if submission.callbacks:
+            self._ready += submission.take_callbacks()
+
+    def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
+        """Wait until callbacks can be called, and call them."""
+        try:
+            self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting))
+        except RunnerError as error:
+            for submission in waiting:
+                submission.runner = LostRunner(self, error)
+                self._ready += submission.take_callbacks(everything=True)
+            self._run_ready()
+
+    def _run_ready(self) -> None:
+        while self._ready:
+            try:
+                callback = self._ready.pop(0)
+            except IndexError:
+                return  # Another thread took it.
+            call_back(callback)
+
+    def _ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        self._connect()
+        connection = self._connection
+        assert connection is not None
+        token = next(self._tokens)
+        connection.send(query_frame(what, token=token, **fields))
+        connection.wait_until(lambda: token in self._answers)
+        answer: dict[str, Any] = self._answers.pop(token)
+        return answer
+
+
+class LostRunner:
+    """Stands in for the runner of calls that nobody runs any more: whoever waits is told."""
+
+    def __init__(self, runner: ClusterRunner, error: RunnerError) -> None:
+        self._runner = runner
+        self._error = error
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Whether it is so already.
+
+        Raises:
+            RunnerError: It is not, and never will be.
+        """
+        if done():
+            return True
+        raise self._error
+
+    def status_of(self, submission: Submission, index: int) -> InvocationStatus:
+        """Calls that nobody runs are where they began."""
+        return InvocationStatus.REGISTERED
+
+    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
+        """Calls that nobody runs are where they began."""
+        return {InvocationStatus.REGISTERED: sum(submission.unfinished for submission in submissions)}
+
+    def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
+        """Read the arguments back from the state backend."""
+        return self._runner.arguments_of(task, submission, index)
+
+    def parent_of(self, submission: Submission) -> str | None:
+        """Read from the state backend which invocation made the calls."""
+        return self._runner.parent_of(submission)
+
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+        """Nothing is to come: call back at once."""
+        call_back(callback)
+
+
+def _close_at_exit() -> None:
+    global _registered
+    if not _registered:
+        import atexit
+
+        _registered = True
+        atexit.register(_close_all)
+
+
+_registered = False
+
+
+def _close_all() -> None:
+    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+    for runner in list(_runners):
+        if interrupted:
+            runner.interrupt()
+        else:
+            runner.close()
+
+
+def _after_fork_in_child() -> None:
+    for runner in list(_runners):
+        runner.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,69 @@
+"""Streams: results of an endless or huge iterable, with a bounded number of calls under way."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pynenc.client.batcher import Chunks, pack_chunk
+from pynenc.invocation.distributed import wait_stretches
+from pynenc.runner import Submission
+
+if TYPE_CHECKING:
+    from pynenc.client.runner import ClusterRunner
+    from pynenc.task import Task
+
+FIRST_IN_FLIGHT = 16
+MAX_IN_FLIGHT = 16_384
+SHORT_S = 0.05
+"""A window that is through in less than this is too small to keep the workers busy."""
+
+
+class Window:
+    """How many calls may be under way. It grows while calls are short, so that long ones are not piled up."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit or MAX_IN_FLIGHT
+        self.size = min(FIRST_IN_FLIGHT, self._limit)
+        self._through = 0
+        self._since = time.monotonic()
+
+    def passed(self, count: int) -> None:
+        """So many calls have come back."""
+        self._through += count
+        if self._through >= self.size:
+            now = time.monotonic()
+            if now - self._since < SHORT_S:
+                self.size = min(2 * self.size, self._limit)
+            self._through, self._since = 0, now
+
+
+def stream(
+    runner: ClusterRunner, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None
+) -> Iterator[Any]:
+    """Send calls as their results are taken."""
+    chunks = Chunks(items)
+    window = Window(in_flight)
+    under_way: deque[Submission] = deque()
+    count = group = 0
+    while True:
+        while count < window.size:
+            chunk = chunks.take(max(1, min(window.size // 8, window.size - count)))
+            if not chunk:
+                break
+            for packed in pack_chunk(task, chunk):
+                under_way.append(runner.submit_packed(task, packed, group))
+                group = group or under_way[-1].number
+            count += len(chunk)
+        if not under_way:
+            return
+        if not ordered:
+            runner.wait_until(lambda: any(not one.unfinished for one in under_way))
+            under_way = deque(sorted(under_way, key=lambda one: one.unfinished > 0))
+        submission = under_way.popleft()
+        for values in wait_stretches(runner, submission):
+            yield from values
+        count -= submission.count
+        window.passed(submission.count)

@@ -1,0 +1,46 @@
+"""What this process is running just now: which call, and for which supervisor.
+
+Set by whoever runs user code; read by `Task.invocation`, by loggers, and by an app that makes calls from inside a task.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+
+class Running(Protocol):
+    """Something that can say which invocation runs; built only when somebody asks."""
+
+    def task_id(self) -> str:
+        """The id of the task that runs."""
+
+    def invocation_id(self) -> str:
+        """The id of the invocation that runs."""
+
+    def invocation(self) -> Any:
+        """The invocation that runs."""
+
+
+class WorkerOf(NamedTuple):
+    """The supervisor whose worker this process is."""
+
+    app_id: str
+    address: str
+    key: bytes
+    database: str
+
+
+running: ContextVar[Running | None] = ContextVar("pynenc_running", default=None)
+"""The call that runs in this context; set in synchronous mode, where calls nest."""
+
+worker_running: Running | None = None
+"""The lease that a worker runs: process-wide, since a worker runs one call at a time whatever threads it starts."""
+
+worker_of: WorkerOf | None = None
+"""Set in worker processes."""
+
+
+def current() -> Running | None:
+    """What runs here, or None outside of any call."""
+    return running.get() or worker_running

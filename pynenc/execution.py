@@ -1,0 +1,186 @@
+"""The one place that runs user code, in workers and in synchronous mode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple, Protocol
+
+from pynenc.exceptions import SerializationError, WorkerLostError, WorkerTraceback
+from pynenc.protocol.messages import Failure
+from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, STARTED, Slot
+from pynenc.serializer import SCALARS, Frozen, dumps, freeze, loads
+
+CO_COROUTINE = 0x80
+"""The flag of a coroutine function's code; `inspect` has it too, but is slow to import."""
+
+SHIP_BYTES = 256 * 1024
+"""A result of this size is shipped at once."""
+
+
+class Raised(NamedTuple):
+    """An exception that user code raised, ready to travel."""
+
+    type_name: str
+    message: str
+    traceback: str
+    pickled: bytes
+
+    def to_failure(self, batch: int, index: int, worker: int, started: float, ended: float) -> Failure:
+        """The message about it."""
+        return Failure(batch, index, worker, started, ended, *self)
+
+
+class Outcomes(Protocol):
+    """Where a lease's outcomes are collected. What has an end has its value: that is the order of the appends."""
+
+    values: list[Any]
+    ends: list[float]
+    due: float
+
+    def ship(self) -> None:
+        """Send what is there; called when a call ends at or after `due` (seconds, monotonic)."""
+
+    def failed(self, raised: Raised, now: float) -> None:
+        """Add an exception."""
+
+
+def run_lease(
+    func: Callable[..., Any], entries: Iterable[Any], position: int, slot: Slot, outcomes: Outcomes
+) -> int | None:
+    """Run the calls of a lease one after the other.
+
+    Args:
+        func: The task's function.
+        entries: The arguments of each call: a tuple, or frozen ones.
+        position: The position of the first call.
+        slot: Where each call is announced before it starts, and where a cut is read.
+        outcomes: Takes the frozen results and the exceptions.
+
+    Returns:
+        The position of the call that a cut kept from running, or None when all have run.
+    """
+    numbers, times = slot.numbers, slot.times
+    add_value, add_end = outcomes.values.append, outcomes.ends.append
+    clock = time.monotonic
+    now = clock()
+    for entry in entries:  # per call
+        numbers[POSITION] = position
+        times[STARTED] = now
+        if position >= numbers[CUT_FROM] and position < numbers[CUT_TO]:
+            return position
+        try:
+            value = func(*entry) if type(entry) is tuple else call_frozen(func, entry)
+            if type(value) not in SCALARS:
+                value = freeze(value)
+        except BaseException as error:  # user code: SystemExit ends the call, not the worker
+            now = clock()
+            outcomes.failed(describe(error), now)
+        else:
+            now = clock()
+            add_value(value)
+            add_end(now)
+            if now >= outcomes.due or (type(value) is Frozen and len(value) >= SHIP_BYTES):
+                outcomes.ship()
+        position += 1
+    return None
+
+
+def call_frozen(func: Callable[..., Any], entry: Frozen) -> Any:
+    """Call a function with pickled arguments: a tuple, a dictionary of keywords, or a list of both."""
+    arguments = loads(entry)
+    kind = type(arguments)
+    if kind is tuple:
+        return func(*arguments)
+    if kind is dict:
+        return func(**arguments)
+    positional, keywords = arguments
+    return func(*positional, **keywords)
+
+
+def runnable(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that gives the result itself: coroutine functions are run to their end.
+
+    >>> async def double(x): return 2 * x
+    >>> runnable(double)(4)
+    8
+    """
+    code = getattr(func, "__code__", None)
+    if code is None or not code.co_flags & CO_COROUTINE:
+        return func
+    return lambda *args, **kwargs: _run_coroutine(func(*args, **kwargs))
+
+
+def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    # In synchronous mode the caller may be inside an event loop, and a thread can run only one.
+    from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, coroutine).result()
+
+
+def sent_back(error: BaseException) -> BaseException:
+    """The exception of a call that ran in this process, as a client would get it: one that cannot be pickled is told of."""
+    raised = describe(error)
+    restored = restore(raised)
+    return error if type(restored) is type(error) else restored
+
+
+def describe(error: BaseException) -> Raised:
+    """An exception as it travels: in words, and pickled when that can be undone."""
+    import traceback
+
+    # The first entry is this module's own call of the user's function.
+    tail = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, tail))
+    except Exception as broken:  # the user's own __str__ or __repr__
+        text = f"{type(error).__qualname__} (its text cannot be shown: {type(broken).__name__})\n"
+    message = _message_of(error)
+    type_name = type(error).__qualname__
+    return Raised(type_name, message, text, _pickle_exception(error, type_name, message))
+
+
+def restore(failure: Failure | Raised, invocation_id: str = "") -> BaseException:
+    """The exception that a call raised, with the worker's traceback as its cause.
+
+    Raises nothing: an exception whose class cannot be imported here comes back as `SerializationError`.
+    """
+    if not failure.pickled:  # The supervisor says so, which pickles nothing.
+        error: BaseException = WorkerLostError(invocation_id, failure.message)
+        return error
+    try:
+        error = loads(failure.pickled)
+        if not isinstance(error, BaseException):
+            raise TypeError(f"{type(error).__name__} is no exception")
+    except Exception as broken:  # unpickling runs the user's own code
+        error = SerializationError(
+            f"the task raised {failure.type_name}: {failure.message}; the exception itself "
+            f"cannot be unpickled here: {type(broken).__name__}: {broken}"
+        )
+    error.__cause__ = WorkerTraceback(failure.traceback)
+    return error
+
+
+def _message_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # the user's own __str__
+        return f"(its text cannot be shown: {type(broken).__name__})"
+
+
+def _pickle_exception(error: BaseException, type_name: str, message: str) -> bytes:
+    try:
+        pickled = dumps(error)
+        loads(pickled)  # Many exception classes can be pickled but not read back.
+    except Exception as broken:  # pickling runs the user's own code
+        why = f"{type(broken).__name__}: {broken}"
+        return dumps(SerializationError(f"the task raised {type_name}: {message}; it cannot be pickled: {why}"))
+    return pickled

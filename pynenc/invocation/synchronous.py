@@ -1,0 +1,133 @@
+"""Invocations whose calls run in this process, at the call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome
+from pynenc.status import InvocationStatus
+from pynenc.types import Params, Result
+
+if TYPE_CHECKING:
+    from pynenc.arguments import Arguments
+    from pynenc.task import Task
+
+
+class SynchronousInvocation(BaseInvocation[Params, Result]):
+    """One call that this process ran when it was made; its outcome waits to be looked at."""
+
+    __slots__ = ("_arguments", "_error", "_id", "_parent", "_status", "_task", "_value")
+
+    def __init__(
+        self,
+        task: Task[Params, Result],
+        arguments: Callable[[], Arguments],
+        parent: BaseInvocation[Any, Any] | None = None,
+    ) -> None:
+        self._task = task
+        self._arguments = arguments
+        self._parent = parent
+        self._id = f"sync-{os.urandom(8).hex()}"
+        self._status = InvocationStatus.REGISTERED
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Say that the call runs now."""
+        self._status = InvocationStatus.RUNNING
+
+    def succeed(self, value: Any) -> None:
+        """Give the invocation its result."""
+        self._value = value
+        self._status = InvocationStatus.SUCCESS
+
+    def fail(self, error: BaseException) -> None:
+        """Give the invocation its exception."""
+        self._error = error
+        self._status = InvocationStatus.FAILED
+
+    @property
+    def task(self) -> Task[Params, Result]:
+        return self._task
+
+    @property
+    def invocation_id(self) -> str:
+        return self._id
+
+    @property
+    def arguments(self) -> Arguments:
+        return self._arguments()
+
+    @property
+    def status(self) -> InvocationStatus:
+        return self._status
+
+    @property
+    def num_retries(self) -> int:
+        return 0
+
+    @property
+    def parent_invocation(self) -> BaseInvocation[Any, Any] | None:
+        return self._parent
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._status.is_final
+
+    @property
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def get(self, timeout: float | None = None) -> Result:
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[no-any-return]
+
+    def add_done_callback(self, callback: Callable[[Self], object]) -> None:
+        try:
+            callback(self)
+        except Exception:  # the user's code, as the promise says
+            logging.getLogger("pynenc").exception("a done callback of %r raised", self)
+
+
+class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
+    """The calls of one `parallelize` that this process ran."""
+
+    __slots__ = ("_invocations", "_task")
+
+    def __init__(self, task: Task[Params, Result], invocations: list[SynchronousInvocation[Params, Result]]) -> None:
+        self._task = task
+        self._invocations = invocations
+
+    @property
+    def task(self) -> Task[Params, Result]:
+        return self._task
+
+    @property
+    def results(self) -> Iterator[Result]:
+        return (invocation.result for invocation in self._invocations)
+
+    @property
+    def outcomes(self) -> Iterator[Outcome[Result]]:
+        for invocation in self._invocations:
+            error = invocation.exception
+            yield Outcome(None if error else invocation.result, error)
+
+    def as_completed(self) -> Iterator[BaseInvocation[Params, Result]]:
+        return iter(self._invocations)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
+
+    @property
+    def counts(self) -> dict[InvocationStatus, int]:
+        statuses = [invocation.status for invocation in self._invocations]
+        return {status: statuses.count(status) for status in InvocationStatus if status in statuses}
+
+    def __len__(self) -> int:
+        return len(self._invocations)
+
+    def _at(self, index: int) -> SynchronousInvocation[Params, Result]:
+        return self._invocations[index]

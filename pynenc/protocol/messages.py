@@ -1,0 +1,289 @@
+"""Messages: what a frame's body means.
+
+Messages that travel often (batches, leases, results) are packed structs; those that travel once per connection are
+JSON. Argument, result and exception bytes are opaque here: whoever packs them also unpacks them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import Any, NamedTuple
+
+from pynenc.exceptions import ProtocolError
+from pynenc.protocol.frames import frame
+
+VERSION = 1
+"""Processes of different protocol versions refuse each other."""
+
+INDEX_BITS = 10
+MAX_BATCH_CALLS = 512
+MAX_BATCH_BYTES = 256 * 1024
+BATCH_NUMBER_BITS = 29
+NO_INVOCATION = 0
+"""Stands where a batch has no parent; client numbers begin at 1, so no invocation has this number."""
+
+
+def first_batch_of(client: int) -> int:
+    """The first batch id of a client number; batch ids of one client count up from here."""
+    return client << BATCH_NUMBER_BITS
+
+
+def invocation_number(batch: int, index: int) -> int:
+    """The number of an invocation: its batch and its index in one integer of 63 bits."""
+    return batch << INDEX_BITS | index
+
+
+def split_number(number: int) -> tuple[int, int]:
+    """The batch and the index of an invocation number."""
+    return number >> INDEX_BITS, number & ((1 << INDEX_BITS) - 1)
+
+
+def format_invocation_id(number: int) -> str:
+    """An invocation number as users see it.
+
+    >>> format_invocation_id(invocation_number(first_batch_of(3) + 7, 511))
+    '3-7-511'
+    """
+    batch, index = split_number(number)
+    return f"{batch >> BATCH_NUMBER_BITS}-{batch & ((1 << BATCH_NUMBER_BITS) - 1)}-{index}"
+
+
+def parse_invocation_id(text: str) -> int | None:
+    """The number behind an id that a user gives; None when it is not an id of a distributed invocation.
+
+    >>> parse_invocation_id('3-7-511') == invocation_number(first_batch_of(3) + 7, 511)
+    True
+    """
+    parts = text.split("-")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        return None
+    client, batch, index = map(int, parts)
+    if client >> (63 - INDEX_BITS - BATCH_NUMBER_BITS) or batch >> BATCH_NUMBER_BITS or index >> INDEX_BITS:
+        return None
+    return invocation_number(first_batch_of(client) + batch, index)
+
+
+class Kind(IntEnum):
+    """The kinds of frames."""
+
+    CHALLENGE = 1
+    PROOF = 2
+    WELCOME = 3
+    REFUSED = 4
+    TASK = 5
+    BATCH = 6
+    KILL = 7
+    SYNC = 8
+    SYNCED = 9
+    RESULTS = 10
+    FAILURE = 11
+    WATCH = 12
+    QUERY = 13
+    REPORT = 14
+    GOODBYE = 15
+    LEASE = 16
+    CUT = 17
+    SPAWN = 19
+    SPAWNED = 20
+    EXITED = 21
+    RENUMBER = 22
+
+
+class Packing(IntEnum):
+    """How the values of several calls lie in one payload; the serializer's business."""
+
+    COLUMN = 0
+    """One pickle: the list of all values."""
+    COLUMNS = 1
+    """One pickle: a list per position; values are tuples of the same length."""
+    ROWS = 2
+    """A pickle per value, with a table of offsets before them, so that a range can be cut out."""
+
+
+_U64 = Struct("<Q")
+_BATCH = Struct("<QIIQQdB")
+_RESULTS = Struct("<QIIIBI")
+_FAILURE = Struct("<QIIdd4I")
+_LEASE = Struct("<QQIIIB")
+_ROWS_COUNT = Struct("<I")
+
+
+class Batch(NamedTuple):
+    """Calls of one task that travel, are stored and are recovered as one unit."""
+
+    id: int
+    task: int
+    count: int
+    group: int
+    parent: int
+    registered: float
+    packing: int
+    payload: bytes
+
+    def to_frame(self) -> bytes:
+        return frame(Kind.BATCH, _BATCH.pack(*self[:7]), self.payload)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Batch:
+        _check(body, _BATCH)
+        made = cls(*_BATCH.unpack_from(body), body[_BATCH.size :])
+        if not 1 <= made.count <= MAX_BATCH_CALLS or made.packing not in _PACKINGS:
+            raise ProtocolError(f"batch {made.id}: {made.count} calls in packing {made.packing}")
+        return made
+
+
+_PACKINGS = frozenset(map(int, Packing))
+
+
+class Results(NamedTuple):
+    """The results of the calls `[first, stop)` of one batch, all run by one worker.
+
+    `times` holds doubles: the offset from the monotonic to the wall clock, when the first call started,
+    and when each call ended (seconds, monotonic).
+    """
+
+    batch: int
+    first: int
+    stop: int
+    worker: int
+    packing: int
+    times: bytes
+    payload: bytes
+
+    def to_frame(self) -> bytes:
+        head = _RESULTS.pack(self.batch, self.first, self.stop, self.worker, self.packing, len(self.times))
+        return frame(Kind.RESULTS, head, self.times, self.payload)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Results:
+        _check(body, _RESULTS)
+        batch, first, stop, worker, packing, times = _RESULTS.unpack_from(body)
+        split = _RESULTS.size + times
+        if not first < stop <= MAX_BATCH_CALLS or times != 8 * (stop - first + 2) or split > len(body):
+            raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
+        return cls(batch, first, stop, worker, packing, body[_RESULTS.size : split], body[split:])
+
+
+class Failure(NamedTuple):
+    """One call that raised: the exception's class and message in words, its traceback, and its pickle."""
+
+    batch: int
+    index: int
+    worker: int
+    started: float
+    """Seconds since the epoch."""
+    ended: float
+    type_name: str
+    message: str
+    traceback: str
+    pickled: bytes
+
+    def to_frame(self) -> bytes:
+        texts = [text.encode("utf-8", "surrogatepass") for text in self[5:8]]
+        parts = [*texts, self.pickled]
+        head = _FAILURE.pack(*self[:5], *map(len, parts))
+        return frame(Kind.FAILURE, head, *parts)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Failure:
+        _check(body, _FAILURE)
+        batch, index, worker, started, ended, *lengths = _FAILURE.unpack_from(body)
+        if _FAILURE.size + sum(lengths) != len(body):
+            raise ProtocolError(f"failure of batch {batch}[{index}] does not fit together")
+        parts, at = [], _FAILURE.size
+        for length in lengths:
+            parts.append(body[at : at + length])
+            at += length
+        texts = [part.decode("utf-8", "surrogatepass") for part in parts[:3]]
+        return cls(batch, index, worker, started, ended, *texts, parts[3])
+
+
+class Lease(NamedTuple):
+    """A range of one batch handed to one worker.
+
+    Positions count every call that was ever leased to that worker; the first call of this lease has `position`.
+    Rows are cut to the lease, columns are not.
+    """
+
+    position: int
+    batch: int
+    task: int
+    first: int
+    stop: int
+    packing: int
+    payload: bytes
+
+    def to_frame(self) -> bytes:
+        return frame(Kind.LEASE, _LEASE.pack(*self[:6]), self.payload)
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Lease:
+        _check(body, _LEASE)
+        return cls(*_LEASE.unpack_from(body), body[_LEASE.size :])
+
+
+def number_frame(kind: Kind, number: int) -> bytes:
+    """A frame whose whole body is one unsigned integer."""
+    return frame(kind, _U64.pack(number))
+
+
+def number_from(body: bytes) -> int:
+    """The integer of such a frame."""
+    _check(body, _U64)
+    number: int = _U64.unpack_from(body)[0]
+    return number
+
+
+def json_frame(kind: Kind, **fields: Any) -> bytes:
+    """A frame whose body is a JSON object."""
+    import json
+
+    return frame(kind, json.dumps(fields).encode())
+
+
+def json_from(body: bytes) -> dict[str, Any]:
+    """The JSON object of such a frame."""
+    import json
+
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise ProtocolError(f"a message that should be JSON is not: {error}") from None
+    if not isinstance(fields, dict):
+        raise ProtocolError("a message that should be a JSON object is not one")
+    return fields
+
+
+def rows_payload(rows: list[bytes]) -> bytes:
+    """The payload of packing ROWS: how many, where each ends, and the rows."""
+    ends, at = [], 0
+    for row in rows:
+        at += len(row)
+        ends.append(at)
+    return b"".join((Struct(f"<I{len(rows)}I").pack(len(rows), *ends), *rows))
+
+
+def row_bounds(payload: bytes | memoryview) -> list[int]:
+    """Where rows begin in a ROWS payload, and where the last one ends: one number more than there are rows."""
+    (count,) = _ROWS_COUNT.unpack_from(payload)
+    head = 4 + 4 * count
+    return [head, *(head + end for end in Struct(f"<{count}I").unpack_from(payload, 4))]
+
+
+def slice_payload(packing: int, payload: bytes, first: int, stop: int) -> bytes:
+    """The part of a payload that a lease of `[first, stop)` needs.
+
+    Columns travel whole: cutting them would mean to unpickle them, which the supervisor never does.
+    """
+    if packing != Packing.ROWS:
+        return payload
+    bounds = row_bounds(payload)
+    if first == 0 and stop == len(bounds) - 1:
+        return payload
+    return rows_payload([payload[bounds[i] : bounds[i + 1]] for i in range(first, stop)])
+
+
+def _check(body: bytes, struct: Struct) -> None:
+    if len(body) < struct.size:
+        raise ProtocolError(f"a message of {len(body)} bytes is too short: at least {struct.size} are needed")

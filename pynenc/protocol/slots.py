@@ -1,0 +1,58 @@
+"""Slots: one line of shared memory per worker, which says what it runs and where it must stop.
+
+The worker writes the position of each call before it starts it; the supervisor writes a cut. Nobody sends a message
+and nobody calls the kernel for it. A cut is safe without a lock because each side writes before it reads: the
+worker writes its position and then reads the cut; the supervisor writes the cut, waits `SETTLE_S` until every
+store buffer has long been drained, and then reads the position.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+SLOT_BYTES = 64
+"""A cache line, so that workers do not slow each other."""
+
+MAX_SLOTS = 1024
+POSITION, CUT_FROM, CUT_TO, STARTED = range(4)
+"""Fields of a slot, eight bytes each: unsigned integers, and the start of the call in monotonic seconds."""
+
+NO_CUT = (1 << 64) - 1
+SETTLE_S = 0.001
+
+
+class Slot:
+    """One worker's line.
+
+    Args:
+        memory: The shared memory of all slots.
+        number: Which slot.
+    """
+
+    __slots__ = ("numbers", "times")
+
+    def __init__(self, memory: mmap.mmap, number: int) -> None:
+        line = memoryview(memory)[number * SLOT_BYTES : (number + 1) * SLOT_BYTES]
+        self.numbers = line.cast("Q")
+        self.times = line.cast("d")
+
+    def clear(self) -> None:
+        """Make the slot fresh for the next worker that gets it."""
+        self.numbers[POSITION] = 0
+        self.numbers[CUT_TO] = 0
+        self.numbers[CUT_FROM] = NO_CUT
+        self.times[STARTED] = 0.0
+
+    def cut(self, start: int, stop: int) -> None:
+        """Tell the worker to leave out the calls at positions `[start, stop)`."""
+        self.numbers[CUT_TO] = stop
+        self.numbers[CUT_FROM] = start
+
+    def uncut(self) -> None:
+        """Take the cut away."""
+        self.numbers[CUT_FROM] = NO_CUT
+
+    def release(self) -> None:
+        """Let go of the shared memory, so that it can be closed."""
+        self.numbers.release()
+        self.times.release()

@@ -1,0 +1,141 @@
+"""The runner: the narrow seam behind which calls are run. Tasks and invocations know nothing else.
+
+The local cluster (`client.runner`) and the synchronous mode (`synchronous`) implement it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pynenc.execution import restore
+from pynenc.protocol.messages import Failure, Results, format_invocation_id, invocation_number
+from pynenc.serializer import unpack
+
+if TYPE_CHECKING:
+    from pynenc.arguments import Arguments
+    from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
+    from pynenc.status import InvocationStatus
+    from pynenc.task import Task
+
+MISSING: Any = object()
+"""Stands where a call has no result (yet)."""
+
+
+class Submission:
+    """A batch as its client sees it: what has come back of it so far.
+
+    Results stay pickled, a stretch at a time, until somebody looks at one of them.
+
+    Attributes:
+        number: The batch id.
+        count: How many calls it has.
+        unfinished: How many of them have no outcome yet.
+        stretches: Results by the index of their first call.
+        failures: Failures by index.
+    """
+
+    __slots__ = ("__weakref__", "_values", "callbacks", "count", "failures", "number", "runner", "stretches", "unfinished")
+
+    def __init__(self, runner: RemoteRunner, number: int, count: int) -> None:
+        self.runner = runner
+        self.number = number
+        self.count = count
+        self.unfinished = count
+        self.stretches: dict[int, Results] = {}
+        self.failures: dict[int, Failure] = {}
+        self.callbacks: list[tuple[int, Callable[[], None]]] | None = None
+        self._values: list[Any] | None = None
+
+    def add_results(self, results: Results) -> None:
+        """Take in results that were delivered; what is here already changes nothing."""
+        if results.first not in self.stretches:
+            self.stretches[results.first] = results
+            self.unfinished -= results.stop - results.first
+
+    def add_failure(self, failure: Failure) -> None:
+        """Take in a failure that was delivered."""
+        if failure.index not in self.failures:
+            self.failures[failure.index] = failure
+            self.unfinished -= 1
+
+    def take_callbacks(self, everything: bool = False) -> list[Callable[[], None]]:
+        """Take out the callbacks of calls that have their outcome, or all of them."""
+        callbacks = self.callbacks or []
+        ready = [callback for index, callback in callbacks if everything or self.has_outcome(index)]
+        left = [(index, callback) for index, callback in callbacks if not (everything or self.has_outcome(index))]
+        self.callbacks = left or None
+        return ready
+
+    def invocation_id(self, index: int) -> str:
+        """The id of one of the calls."""
+        return format_invocation_id(invocation_number(self.number, index))
+
+    def has_outcome(self, index: int) -> bool:
+        """Whether a call has its result or its failure."""
+        return not self.unfinished or self.stretch_of(index) is not None or index in self.failures
+
+    def stretch_of(self, index: int) -> Results | None:
+        """The results among which that of this call is."""
+        stretch = self.stretches.get(index)
+        if stretch is not None:
+            return stretch
+        return next((one for one in self.stretches.values() if one.first <= index < one.stop), None)
+
+    def value(self, index: int) -> Any:
+        """The result of a call; `MISSING` when there is none."""  # per call
+        values = self._values
+        if values is not None and values[index] is not MISSING:
+            return values[index]
+        stretch = self.stretch_of(index)
+        if stretch is None:
+            return MISSING
+        if values is None:
+            values = self._values = [MISSING] * self.count
+        values[stretch.first : stretch.stop] = unpack(stretch.packing, stretch.payload)
+        return values[index]
+
+    def error(self, index: int) -> BaseException | None:
+        """The exception of a call that failed, freshly made."""
+        failure = self.failures.get(index)
+        if failure is None:
+            return None
+        return restore(failure, self.invocation_id(index))
+
+
+class Runner(Protocol):
+    """Runs calls somewhere."""
+
+    def submit(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseInvocation[Any, Any]:
+        """Run one call. The arguments fit the task's function."""
+
+    def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> BaseInvocationGroup[Any, Any]:
+        """Run a call for each item: a tuple, a dictionary, or `Arguments`."""
+
+    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int) -> Iterable[Any]:
+        """Run a call for each item as results are taken."""
+
+    def close(self) -> None:
+        """Let go of processes and connections; what was submitted goes on."""
+
+
+class RemoteRunner(Protocol):
+    """What submissions need of a runner whose calls run in other processes, so that one waits and asks."""
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until something is so that outcomes bring about; whether it is so."""
+
+    def status_of(self, submission: Submission, index: int) -> InvocationStatus:
+        """Where a call without outcome stands."""
+
+    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
+        """How many of the calls without outcome stand where."""
+
+    def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
+        """The arguments of a call, as they were when it was made."""
+
+    def parent_of(self, submission: Submission) -> str | None:
+        """The id of the invocation that made the calls, if one did."""
+
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+        """Call back once, in some thread, when a call has its outcome."""

@@ -1,0 +1,136 @@
+"""Values to bytes and back: pickle protocol 5, cloudpickle where plain pickle fails, and columns.
+
+The values of many calls become one payload (see `Packing`). Plain values (numbers, None, short texts) cannot change
+and share nothing, so they are pickled together, a column at a time; that is many times faster than one by one. All
+others are frozen (pickled) alone as soon as they are seen: a later mutation by the caller is not seen, one call's
+value is never the same object as another's, and one that cannot be unpickled spoils no other.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pynenc.exceptions import SerializationError
+from pynenc.protocol.messages import Packing, row_bounds, rows_payload
+
+PROTOCOL = 5
+SCALARS = frozenset({int, float, bool, type(None), complex})
+TEXTS = frozenset({str, bytes})
+MAX_PLAIN_TEXT = 256
+"""Texts up to this length count as plain; a longer one is worth a pickle of its own."""
+
+
+class Frozen(bytes):
+    """A value that is pickled already."""
+
+    __slots__ = ()
+
+
+def dumps(value: Any) -> bytes:
+    """Pickle a value, with cloudpickle where plain pickle cannot (lambdas, closures, local classes).
+
+    Raises:
+        SerializationError: Neither of them can.
+
+    >>> loads(dumps(lambda x: x + 1))(2)
+    3
+    """
+    try:
+        return pickle.dumps(value, PROTOCOL)
+    except Exception as plain_error:  # pickling runs the user's own code: anything can be raised
+        import cloudpickle
+
+        try:
+            return cast_bytes(cloudpickle.dumps(value, PROTOCOL))
+        except Exception as error:
+            reason = error if str(error) else plain_error
+            raise SerializationError(
+                f"{type(value).__qualname__} cannot be pickled: {type(reason).__name__}: {reason}"
+            ) from error
+
+
+def cast_bytes(value: Any) -> bytes:
+    """Cloudpickle is untyped: say what it gives."""
+    assert isinstance(value, bytes)
+    return value
+
+
+loads = pickle.loads
+
+
+def freeze(value: Any) -> Any:
+    """A value as it can wait for `pack`: itself when it is plain, else `Frozen`."""  # per call
+    kind = type(value)
+    if kind in SCALARS or (kind in TEXTS and len(value) <= MAX_PLAIN_TEXT):
+        return value
+    return Frozen(dumps(value))
+
+
+def freeze_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...] | Frozen:
+    """Positional arguments as they can wait for `pack`: the tuple when all in it are plain, else `Frozen`."""
+    for value in arguments:  # per call
+        kind = type(value)
+        if kind not in SCALARS and not (kind in TEXTS and len(value) <= MAX_PLAIN_TEXT):
+            return Frozen(dumps(arguments))
+    return arguments
+
+
+def plain_column(column: Sequence[Any]) -> bool:
+    """Whether all values of a column are plain; the cost is a few nanoseconds a value."""
+    kinds = set(map(type, column))
+    if kinds <= SCALARS:
+        return True
+    if kinds <= TEXTS:
+        return max(map(len, column)) <= MAX_PLAIN_TEXT
+    if kinds <= SCALARS | TEXTS:
+        return all(type(value) in SCALARS or len(value) <= MAX_PLAIN_TEXT for value in column)
+    return False
+
+
+def pack(values: Sequence[Any]) -> tuple[int, bytes]:
+    """The payload of values that are plain or `Frozen`, each alone.
+
+    >>> packing, payload = pack([1, None, freeze([2, 3])])
+    >>> list(unpack(packing, payload))
+    [1, None, [2, 3]]
+    """
+    if Frozen not in set(map(type, values)):
+        return Packing.COLUMN, pickle.dumps(values, PROTOCOL)
+    return Packing.ROWS, rows_payload([v if type(v) is Frozen else pickle.dumps(v, PROTOCOL) for v in values])
+
+
+def pack_arguments(entries: Sequence[Any]) -> tuple[int, bytes]:
+    """The payload of the arguments of several calls: tuples of plain values, or `Frozen` ones."""
+    if set(map(type, entries)) == {tuple} and len(widths := set(map(len, entries))) == 1:
+        if widths == {0}:
+            return Packing.COLUMN, pickle.dumps([()] * len(entries), PROTOCOL)
+        return Packing.COLUMNS, pickle.dumps(list(zip(*entries, strict=True)), PROTOCOL)
+    return Packing.ROWS, rows_payload([e if type(e) is Frozen else pickle.dumps(e, PROTOCOL) for e in entries])
+
+
+def leased_arguments(packing: int, payload: bytes, first: int, stop: int) -> list[Any]:
+    """The arguments of the calls `[first, stop)` from a lease's payload: tuples from columns, `Frozen` from rows.
+
+    Rows stay frozen, so that whoever runs them unpickles one at a time and pays for its failure alone.
+    """
+    if packing == Packing.ROWS:
+        return frozen_rows(payload)
+    values = unpack(packing, payload)
+    return values if stop - first == len(values) else values[first:stop]
+
+
+def frozen_rows(payload: bytes) -> list[Frozen]:
+    """The rows of a payload, still pickled."""
+    bounds = row_bounds(payload)
+    return [Frozen(payload[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def unpack(packing: int, payload: bytes) -> list[Any]:
+    """All values of a payload."""
+    if packing == Packing.COLUMN:
+        return list(loads(payload))
+    if packing == Packing.COLUMNS:
+        return list(zip(*loads(payload), strict=True))
+    return [loads(row) for row in frozen_rows(payload)]

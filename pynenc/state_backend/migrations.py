@@ -1,0 +1,55 @@
+"""Schema versions: a new file is given the schema, an older one is brought up, a newer one is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+from pynenc.exceptions import StateBackendError
+
+SCHEMA_VERSION = 1
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+"""For each older version, what brings a database one version up."""
+
+
+def version_of(connection: sqlite3.Connection) -> int:
+    """The schema version of a database; 0 when it is empty."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def refuse_newer(connection: sqlite3.Connection, path: str) -> None:
+    """Raise when the database was written by a later version of pynenc.
+
+    Raises:
+        StateBackendError: It was; says both versions.
+    """
+    found = version_of(connection)
+    if found > SCHEMA_VERSION:
+        raise StateBackendError(
+            f"{path} has schema version {found}, and this pynenc knows {SCHEMA_VERSION}: "
+            "a later pynenc wrote it. Use that one, or another state_dir."
+        )
+
+
+def bring_up(connection: sqlite3.Connection, path: str) -> None:
+    """Give a database the current schema, all of it in one transaction.
+
+    Raises:
+        StateBackendError: The database is newer than this pynenc.
+    """
+    refuse_newer(connection, path)
+    found = version_of(connection)
+    if found == SCHEMA_VERSION:
+        return
+    if found == 0:
+        schema = (Path(__file__).parent / "schema.sql").read_text()
+        connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for version in range(found, SCHEMA_VERSION):
+        MIGRATIONS[version](connection)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")

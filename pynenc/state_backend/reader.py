@@ -1,0 +1,115 @@
+"""The readers of the state backend: clients, the command line, the monitor. They never write."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from pynenc.exceptions import StateBackendError
+from pynenc.protocol.messages import INDEX_BITS, Failure, Results, invocation_number, split_number
+from pynenc.state_backend import migrations, queries
+
+
+class StoredBatch(NamedTuple):
+    """A batch as it lies in the database."""
+
+    task_id: str
+    count: int
+    group: int
+    parent: int
+    registered: float
+    packing: int
+    arguments: bytes
+
+
+class TaskCounts(NamedTuple):
+    """How many calls of a task there are, and how many of them ended how."""
+
+    task_id: str
+    calls: int
+    succeeded: int
+    failed: int
+
+
+class Reader:
+    """A read-only view of the database of one app and state directory.
+
+    It may be made before there is a database, and it may be used from any thread and after a fork.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._local = threading.local()
+
+    def batch(self, batch: int) -> StoredBatch | None:
+        """A batch with its arguments; None when there is no such batch."""
+        rows = self._rows(queries.BATCH, (batch,))
+        return StoredBatch(*rows[0]) if rows else None
+
+    def outcomes_of(self, batch: int) -> tuple[list[Results], list[Failure]]:
+        """All results and failures of a batch, in the order of its calls."""
+        connection = self._connection()
+        return outcomes_of(connection, batch) if connection else ([], [])
+
+    def counts_by_task(self) -> list[TaskCounts]:
+        """How many calls there are of each task, and how many ended how."""
+        return [TaskCounts(*row) for row in self._rows(queries.COUNTS_BY_TASK, ())]
+
+    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+        connection = self._connection()
+        if connection is None:
+            return []
+        try:
+            return connection.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise StateBackendError(f"{self.path} cannot be read: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection | None:
+        # One connection for each thread and process: SQLite's may be carried into neither.
+        import os
+
+        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
+        if known is not None and known[0] == os.getpid():
+            return known[1]
+        if not Path(self.path).exists():
+            return None
+        try:
+            connection = sqlite3.connect(f"file:{quote(self.path)}?mode=ro", uri=True, isolation_level=None)
+            connection.execute("PRAGMA busy_timeout = 10000")
+            migrations.refuse_newer(connection, self.path)
+            if migrations.version_of(connection) == 0:
+                connection.close()  # Its supervisor is about to give it a schema.
+                return None
+        except sqlite3.Error as error:
+            raise StateBackendError(f"{self.path} cannot be read: {error}") from error
+        self._local.connection = (os.getpid(), connection)
+        return connection
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
+        if known is not None:
+            known[1].close()
+            del self._local.connection
+
+
+def outcomes_of(connection: sqlite3.Connection, batch: int) -> tuple[list[Results], list[Failure]]:
+    """All results and failures of a batch, in the order of its calls."""
+    span = (invocation_number(batch, 0), invocation_number(batch, (1 << INDEX_BITS) - 1))
+    results = [results_from(row) for row in connection.execute(queries.RESULTS_OF_BATCH, span)]
+    failures = [failure_from(row) for row in connection.execute(queries.FAILURES_OF_BATCH, span)]
+    return results, failures
+
+
+def results_from(row: Sequence[Any]) -> Results:
+    """A row of the table of results as the message that it came from."""
+    return Results(*split_number(row[0]), *row[1:])
+
+
+def failure_from(row: Sequence[Any]) -> Failure:
+    """A row of the table of failures as the message that it came from."""
+    return Failure(*split_number(row[0]), *row[1:])

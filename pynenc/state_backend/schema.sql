@@ -1,0 +1,49 @@
+-- The schema, version 1. A row per batch, not per invocation: what a million calls have in common is written once.
+-- An invocation's number is batch << 10 | index, so the rows of one batch lie side by side in every table.
+
+CREATE TABLE clients (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,  -- never given twice: batch ids count up from it
+    pid       INTEGER NOT NULL,
+    connected REAL    NOT NULL
+);
+
+-- A task as one client declared it: its options, and where it is imported from.
+CREATE TABLE tasks (
+    id      INTEGER PRIMARY KEY,
+    task_id TEXT NOT NULL,
+    options TEXT NOT NULL,   -- JSON
+    context TEXT NOT NULL,   -- JSON: the client's sys.path and working directory
+    UNIQUE (task_id, options, context)
+);
+
+CREATE TABLE batches (
+    id         INTEGER PRIMARY KEY,
+    task       INTEGER NOT NULL REFERENCES tasks,
+    count      INTEGER NOT NULL CHECK (count BETWEEN 1 AND 1024),
+    group_id   INTEGER NOT NULL,  -- the first batch of the group, 0 for single calls
+    parent     INTEGER NOT NULL,  -- the invocation that made the calls, 0 for none
+    registered REAL    NOT NULL,
+    packing    INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
+    arguments  BLOB    NOT NULL
+);
+
+-- The calls [first, stop) of one batch that succeeded on one worker, in one stretch.
+CREATE TABLE results (
+    id      INTEGER PRIMARY KEY,  -- the number of the first invocation
+    stop    INTEGER NOT NULL,
+    worker  INTEGER NOT NULL,
+    packing INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
+    times   BLOB    NOT NULL,     -- doubles: wall clock minus monotonic, start of the first call, end of each
+    payload BLOB    NOT NULL
+);
+
+CREATE TABLE failures (
+    id        INTEGER PRIMARY KEY,  -- the number of the invocation
+    worker    INTEGER NOT NULL,
+    started   REAL    NOT NULL,
+    ended     REAL    NOT NULL CHECK (ended >= 0),
+    type_name TEXT    NOT NULL,
+    message   TEXT    NOT NULL,
+    traceback TEXT    NOT NULL,
+    exception BLOB    NOT NULL      -- pickled
+);

@@ -1,0 +1,156 @@
+"""The writer of the state backend. Runs in the supervisor, which is the only one to write.
+
+Rows are collected during a turn of the loop and committed in one transaction at its end. Nothing is ever updated:
+what is known about a call is added, so a commit costs the same however large the database is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from typing import Any
+
+from pynenc.exceptions import StateBackendError
+from pynenc.protocol.messages import Batch, Failure, Results, invocation_number
+from pynenc.state_backend import migrations, queries, reader
+
+CHECKPOINT_BYTES = 8 << 20
+"""Move the write-ahead log into the database when it has grown by this much."""
+
+MAX_LOG_BYTES = 128 << 20
+"""A log of this size is moved at once, however busy the loop is."""
+
+
+class Store:
+    """One connection that writes, and one thread that moves the log into the database.
+
+    Checkpoints wait for the disk, so they run beside the loop, not in it.
+    """
+
+    def __init__(self, path: str, durability: str = "NORMAL") -> None:
+        self.path = path
+        self._batches: list[tuple[Any, ...]] = []
+        self._results: list[tuple[Any, ...]] = []
+        self._failures: list[tuple[Any, ...]] = []
+        self._written = 0
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            os.chmod(path, 0o600)
+            self._connection.execute("PRAGMA busy_timeout = 10000")
+            migrations.bring_up(self._connection, path)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute(f"PRAGMA synchronous = {durability}")
+            self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        except sqlite3.Error as error:
+            raise StateBackendError(f"{path} cannot be used as pynenc's database: {error}") from error
+        self._checkpoint: threading.Thread | None = None
+
+    def add_client(self, pid: int) -> int:
+        """Give a client its number."""
+        number = self._connection.execute(queries.ADD_CLIENT, (pid, time.time())).lastrowid
+        assert number is not None
+        return number
+
+    def add_task(self, task_id: str, options: str, context: str) -> int:
+        """Give a task, as it is declared here, its number."""
+        key = (task_id, options, context)
+        self._connection.execute(queries.ADD_TASK, key)
+        number: int = self._connection.execute(queries.TASK_NUMBER, key).fetchone()[0]
+        return number
+
+    def add_batch(self, batch: Batch) -> None:
+        self._batches.append(batch)
+
+    def add_results(self, results: Results) -> None:
+        number = invocation_number(results.batch, results.first)
+        self._results.append((number, *results[2:]))
+        self._written += len(results.payload) + len(results.times)
+
+    def add_failure(self, failure: Failure) -> None:
+        self._failures.append((invocation_number(failure.batch, failure.index), *failure[2:]))
+
+    def commit(self) -> None:
+        """Write what has been added since the last commit, in one transaction.
+
+        Raises:
+            StateBackendError: The database did not take it (disk full, locked); nothing of it is written.
+        """
+        if not (self._batches or self._results or self._failures):
+            return
+        run = self._connection.execute
+        many = self._connection.executemany
+        try:
+            run("BEGIN IMMEDIATE")
+            if self._batches:
+                many(queries.ADD_BATCH, self._batches)
+                self._written += sum(len(row[7]) for row in self._batches)
+            if self._results:
+                many(queries.ADD_RESULTS, self._results)
+            if self._failures:
+                many(queries.ADD_FAILURE, self._failures)
+            run("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                run("ROLLBACK")
+            raise StateBackendError(f"{self.path} did not take a commit: {error}") from error
+        self._written += 4096
+        self._batches.clear()
+        self._results.clear()
+        self._failures.clear()
+        if self._written > CHECKPOINT_BYTES:
+            self._start_checkpoint()
+
+    def arguments(self, batch: int) -> bytes:
+        """The argument bytes of a batch that was committed."""
+        payload: bytes = self._connection.execute(queries.ARGUMENTS, (batch,)).fetchone()[0]
+        return payload
+
+    def results_at(self, number: int) -> Results:
+        """The stretch of results that begins with this invocation."""
+        return reader.results_from(self._connection.execute(queries.RESULTS_AT, (number,)).fetchone())
+
+    def failure_at(self, number: int) -> Failure:
+        """The failure of this invocation."""
+        return reader.failure_from(self._connection.execute(queries.FAILURE_AT, (number,)).fetchone())
+
+    def outcomes_of(self, batch: int) -> tuple[list[Results], list[Failure]]:
+        """All results and failures of a batch that were committed."""
+        return reader.outcomes_of(self._connection, batch)
+
+    def purge(self) -> None:
+        """Forget all batches, results and failures; client numbers stay used up."""
+        for statement in queries.PURGE:
+            self._connection.execute(statement)
+
+    def close(self) -> None:
+        """Commit, move the log into the database and close it; the log's files are gone then."""
+        try:
+            self.commit()
+        finally:
+            if self._checkpoint is not None:
+                self._checkpoint.join()
+            self._connection.close()
+
+    def _start_checkpoint(self) -> None:
+        if self._checkpoint is not None and self._checkpoint.is_alive():
+            return
+        self._written = 0
+        try:
+            log_bytes = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return
+        if log_bytes > MAX_LOG_BYTES:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return
+        self._checkpoint = threading.Thread(target=_checkpoint, args=(self.path,), name="pynenc-checkpoint")
+        self._checkpoint.start()
+
+
+def _checkpoint(path: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    finally:
+        connection.close()

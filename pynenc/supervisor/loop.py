@@ -1,0 +1,207 @@
+"""The loop: sockets and their buffers. It knows frames and peers, and no rules.
+
+Nothing here blocks but the wait for the next event. A peer that does not read has its outgoing bytes
+buffered; whoever sends to it asks `Peer.congested` and holds back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import selectors
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from pynenc.exceptions import ProtocolError
+from pynenc.protocol.frames import MAX_BODY_BYTES, READ_BYTES, FrameReader
+
+READS_PER_TURN = 16
+"""How often one peer is read in a turn before the others have their turn."""
+
+SEND_PARTS = 512
+"""How many buffers one system call sends, below every system's limit."""
+
+Frames: TypeAlias = "list[tuple[int, bytes]]"
+
+
+class Peer:
+    """One connection of the loop.
+
+    Args:
+        connection: A connected stream socket; the peer owns it from now on.
+        on_frames: Called with the peer and the frames that have come.
+        on_end: Called once with the peer and why, when the other side is gone.
+    """
+
+    __slots__ = ("_loop", "_outgoing", "buffered", "connection", "on_drained", "on_end", "on_frames", "open", "reader", "role")
+
+    def __init__(
+        self,
+        loop: Loop,
+        connection: socket.socket,
+        on_frames: Callable[[Peer, Frames], None],
+        on_end: Callable[[Peer, str], None],
+        max_body_bytes: int = MAX_BODY_BYTES,
+    ) -> None:
+        self._loop = loop
+        self._outgoing: deque[bytes | memoryview] = deque()
+        self.connection = connection
+        self.reader = FrameReader(max_body_bytes)
+        self.on_frames = on_frames
+        self.on_end = on_end
+        self.on_drained: Callable[[Peer], None] | None = None
+        self.buffered = 0
+        self.open = True
+        self.role: Any = None
+
+    def send(self, frame: bytes) -> None:
+        """Put a frame into the outgoing bytes; the loop sends them before it waits."""
+        if self.open:
+            if not self._outgoing:
+                self._loop.to_flush.append(self)
+            self._outgoing.append(frame)
+            self.buffered += len(frame)
+
+    def flush(self) -> None:
+        """Send as much as the other side takes without waiting."""
+        outgoing = self._outgoing
+        while outgoing and self.open:
+            parts = list(itertools.islice(outgoing, SEND_PARTS))
+            try:
+                sent = self.connection.sendmsg(parts)
+            except BlockingIOError:
+                self._loop.wait_for_room(self)
+                return
+            except OSError as error:
+                self._loop.end(self, str(error))
+                return
+            self.buffered -= sent
+            for part in parts:
+                if sent < len(part):
+                    outgoing[0] = memoryview(part)[sent:]
+                    break
+                sent -= len(part)
+                outgoing.popleft()
+
+
+class Loop:
+    """Waits for sockets and timers, and tells whoever asked.
+
+    Args:
+        on_turn: Called after the callbacks of each turn, before anything is sent.
+    """
+
+    def __init__(self, on_turn: Callable[[], None]) -> None:
+        self.to_flush: list[Peer] = []
+        self._on_turn = on_turn
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._ticket = itertools.count()
+        self._stopped = False
+
+    def add(self, peer: Peer) -> None:
+        """Begin to read from a peer."""
+        peer.connection.setblocking(False)
+        self._selector.register(peer.connection, selectors.EVENT_READ, peer)
+
+    def listen(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
+        """Accept connections."""
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, (listener, on_connection))
+
+    def forget(self, listener: socket.socket) -> None:
+        """Accept no more."""
+        self._selector.unregister(listener)
+
+    def call_in(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call back once, after some seconds."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ticket), callback))
+
+    def run(self) -> None:
+        """Turn until `stop`."""
+        while not self._stopped:
+            self.turn()
+
+    def stop(self) -> None:
+        """Let `run` end after this turn."""
+        self._stopped = True
+
+    def turn(self) -> None:
+        """Wait for something, take it in, act on it, send."""
+        timeout = None
+        if self._timers:
+            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+        for key, events in self._selector.select(timeout):
+            peer = key.data
+            if isinstance(peer, Peer):
+                if events & selectors.EVENT_READ:
+                    self.receive(peer)
+                if events & selectors.EVENT_WRITE and peer.open:
+                    self._selector.modify(peer.connection, selectors.EVENT_READ, peer)
+                    self.to_flush.append(peer)
+            else:
+                self._accept(*peer)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+        self._on_turn()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits; a peer that has caught up is told so."""
+        while self.to_flush:
+            peers, self.to_flush = self.to_flush, []
+            for peer in peers:
+                peer.flush()
+                if peer.open and peer.on_drained is not None and not peer.buffered:
+                    peer.on_drained(peer)
+
+    def receive(self, peer: Peer) -> None:
+        """Read what a peer has sent and hand its frames on."""
+        for _ in range(READS_PER_TURN):
+            try:
+                received = peer.connection.recv(READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.end(peer, str(error))
+                return
+            if not received:
+                self.end(peer, "it closed the connection")
+                return
+            try:
+                peer.on_frames(peer, peer.reader.feed(received))
+            except ProtocolError as error:
+                self.end(peer, str(error))
+                return
+            if len(received) < READ_BYTES:
+                return
+
+    def wait_for_room(self, peer: Peer) -> None:
+        """Go on sending when the peer takes bytes again."""
+        self._selector.modify(peer.connection, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+
+    def end(self, peer: Peer, why: str) -> None:
+        """Close a connection and tell its owner, once."""
+        if not peer.open:
+            return
+        peer.open = False
+        self._selector.unregister(peer.connection)
+        peer.connection.close()
+        peer.on_end(peer, why)
+
+    def close(self) -> None:
+        """Close every connection that is still open; nobody is told."""
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, Peer):
+                key.data.open = False
+            with contextlib.suppress(OSError):
+                key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+
+    def _accept(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            on_connection(listener.accept()[0])

@@ -1,0 +1,109 @@
+"""What is in the hands of one worker: its leases in the order in which it runs them.
+
+A worker runs its leases first come, first served, so its outcomes come in the same order, and one number, the
+position, says how far it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from pynenc.supervisor.broker import Range
+
+
+class Leased(NamedTuple):
+    """A range of calls in a worker's hands; `position` is that of its first call, `call_s` what a call was expected to take."""
+
+    position: int
+    calls: Range
+    call_s: float
+
+    @property
+    def end(self) -> int:
+        return self.position + self.calls.stop - self.calls.first
+
+    def before(self, position: int) -> Leased:
+        """The part that lies before a position inside."""
+        stop = self.calls.first + position - self.position
+        return self._replace(calls=self.calls._replace(stop=stop))
+
+    def since(self, position: int) -> Leased:
+        """The part that begins at a position inside."""
+        first = self.calls.first + position - self.position
+        return self._replace(position=position, calls=self.calls._replace(first=first))
+
+
+class WorkerLeases:
+    """The leases of one worker.
+
+    Attributes:
+        next_position: The position that the next call will have.
+        load_s: Seconds of work that the leases were expected to be.
+        reached: The position behind the last call that has its outcome.
+        cut: The positions that the worker was told to leave out; while there is a cut it gets nothing new.
+    """
+
+    __slots__ = ("cut", "load_s", "next_position", "outstanding", "reached")
+
+    def __init__(self) -> None:
+        self.outstanding: deque[Leased] = deque()
+        self.next_position = 1
+        self.reached = 1
+        self.load_s = 0.0
+        self.cut: tuple[int, int] | None = None
+
+    def add(self, calls: Range, call_s: float) -> int:
+        """Put calls into the worker's hands; the position of the first of them."""
+        position = self.next_position
+        count = calls.stop - calls.first
+        self.outstanding.append(Leased(position, calls, call_s))
+        self.next_position += count
+        self.load_s += count * call_s
+        return position
+
+    def done(self, batch: int, first: int, stop: int) -> bool:
+        """Strike off calls that have their outcome; False when the worker does not hold them."""
+        if not self.outstanding:
+            return False
+        head = self.outstanding[0]
+        calls = head.calls
+        if calls.batch != batch or calls.first != first or stop > calls.stop:
+            return False
+        self.reached = head.position + stop - first
+        if stop == calls.stop:
+            self.outstanding.popleft()
+        else:
+            self.outstanding[0] = head.since(self.reached)
+        self._unload(stop - first, head.call_s)
+        return True
+
+    def take_since(self, position: int) -> list[Leased]:
+        """Take all calls from a position on out of the worker's hands, the last lease first."""
+        taken = []
+        while self.outstanding and self.outstanding[-1].end > position:
+            last = self.outstanding.pop()
+            if last.position < position:
+                self.outstanding.append(last.before(position))
+                last = last.since(position)
+            self._unload(last.calls.stop - last.calls.first, last.call_s)
+            taken.append(last)
+        return taken
+
+    def unstarted(self, position: int) -> tuple[int, int]:
+        """The positions `[start, stop)` that a worker at `position` has not begun and was not told to leave out."""
+        if not self.outstanding:
+            return 0, 0
+        start = max(position + 1, self.outstanding[0].position)
+        stop = self.cut[0] if self.cut else self.outstanding[-1].end
+        return start, max(start, stop)
+
+    @property
+    def several(self) -> bool:
+        """Whether the worker holds more calls than the one it may be running."""
+        held = self.outstanding
+        return bool(held) and held[-1].end - held[0].position > 1
+
+    def _unload(self, count: int, call_s: float) -> None:
+        # Sums of floats drift; nothing in hand is no load at all.
+        self.load_s = self.load_s - count * call_s if self.outstanding else 0.0

@@ -1,0 +1,241 @@
+"""The pool: start workers through the fork server, watch them, replace those that die.
+
+::
+
+    supervisor ──SPAWN, socket──▶ fork server ──fork──▶ worker
+        ▲  ◀──SPAWNED, EXITED────────┘                     │
+        └──────────────── leases, results ─────────────────┘
+
+A worker counts as lost when the fork server has reaped it, which also tells how it ended. A worker that closes its
+connection without ending is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
+from pynenc.protocol.slots import MAX_SLOTS, POSITION, SLOT_BYTES, STARTED, Slot
+from pynenc.supervisor.loop import Frames, Loop, Peer
+
+MAX_EARLY_DEATHS = 8
+"""So many workers in a row that die before they ship anything mean that none will."""
+
+KEEP_LOST = 64
+
+
+class Worker:
+    """A worker process as its supervisor sees it.
+
+    Attributes:
+        tasks: The numbers of the tasks it was told about.
+        death: How it ended, in words; empty while it lives.
+        ran_s: For how long it had run its last call when it ended.
+    """
+
+    def __init__(self, number: int, slot_number: int, slot: WatchedSlot) -> None:
+        self.number = number
+        self.slot_number = slot_number
+        self.slot = slot
+        self.peer: Peer
+        self.pid = 0
+        self.tasks: set[int] = set()
+        self.death = ""
+        self.ran_s = 0.0
+
+
+class WatchedSlot(Slot):
+    """A slot from the supervisor's side."""
+
+    __slots__ = ()
+
+    @property
+    def position(self) -> int:
+        return self.numbers[POSITION]
+
+    def running_s(self) -> float:
+        """For how long the worker has run its call."""
+        return max(0.0, time.monotonic() - self.times[STARTED])
+
+
+class Pool:
+    """The fork server and the workers.
+
+    Args:
+        worker_environment: Environment variables for workers, on top of the supervisor's own.
+        settings: What the fork server and the workers need to know; goes to them as JSON.
+        on_started: Told of each worker that can be sent leases.
+        on_ended: Told of each worker that is gone, after all it had sent was handed on.
+        on_hopeless: Told why when workers only die.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        worker_environment: dict[str, str],
+        settings: dict[str, Any],
+        on_started: Callable[[Worker], None],
+        on_ended: Callable[[Worker, int], None],
+        on_hopeless: Callable[[str], None],
+    ) -> None:
+        self.size = min(size, MAX_SLOTS)
+        self.persistent = bool(settings["persistent"])
+        self.workers: dict[int, Worker] = {}
+        self.lost: dict[int, Worker] = {}
+        self.loop: Loop
+        self._environment = worker_environment
+        self._settings = settings
+        self._on_started = on_started
+        self._on_ended = on_ended
+        self._on_hopeless = on_hopeless
+        self._last_number = 0
+        self._early_deaths = 0
+        self._ending = False
+        self._slots_fd, self._memory = _shared_memory(MAX_SLOTS * SLOT_BYTES)
+        self._free_slots = list(range(self.size))
+        self._server: Peer
+        self._process: subprocess.Popen[bytes]
+        self._start_server()
+
+    def begin(self, loop: Loop) -> None:
+        """Start the workers; their connections join the loop."""
+        self.loop = loop
+        self._join_server()
+        for _ in range(self.size):
+            self._spawn()
+
+    def close(self) -> None:
+        """End all workers and the fork server, and wait until they are gone."""
+        self._ending = True
+        for worker in self.workers.values():
+            worker.peer.connection.close()
+        self._server_socket.close()
+        self._process.wait()
+        for worker in self.workers.values():
+            worker.slot.release()
+        self._memory.close()
+        os.close(self._slots_fd)
+
+    def _start_server(self) -> None:
+        self._server_socket, theirs = socket.socketpair()
+        settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _BOOT, "pynenc.worker.forkserver", json.dumps(settings)],
+            env={**os.environ, **self._environment},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), self._slots_fd),
+        )
+        theirs.close()
+
+    def _join_server(self) -> None:
+        self._server = Peer(self.loop, self._server_socket, self._server_frames, self._server_lost)
+        self.loop.add(self._server)
+
+    def _spawn(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._last_number += 1
+        slot_number = self._free_slots.pop(0)
+        worker = Worker(self._last_number, slot_number, WatchedSlot(self._memory, slot_number))
+        worker.slot.clear()
+        self.workers[worker.number] = worker
+        worker.peer = Peer(self.loop, ours, _ignore, self._connection_ended)
+        worker.peer.role = worker
+        self.loop.add(worker.peer)
+        request = json_frame(Kind.SPAWN, worker=worker.number, slot=slot_number)
+        # The fork server always reads, and requests are few and short: this never waits.
+        socket.send_fds(self._server_socket, [request], [theirs.fileno()])
+        theirs.close()
+        self._on_started(worker)
+
+    def _server_frames(self, peer: Peer, frames: Frames) -> None:
+        for kind, body in frames:
+            fields = json_from(body)
+            worker = self.workers.get(fields["worker"])
+            if worker is None:
+                continue
+            if kind == Kind.SPAWNED:
+                worker.pid = fields["pid"]
+            elif kind == Kind.EXITED:
+                self._worker_gone(worker, _death(fields["status"]))
+
+    def _connection_ended(self, peer: Peer, why: str) -> None:
+        worker: Worker = peer.role
+        if worker.number in self.workers:
+            # It is dead or will never ship again; the fork server tells when it is gone.
+            self._server.send(number_frame(Kind.KILL, worker.number))
+
+    def _worker_gone(self, worker: Worker, death: str) -> None:
+        if worker.peer.open:
+            self.loop.receive(worker.peer)  # What it shipped last.
+        position = worker.slot.position
+        worker.death = death
+        worker.ran_s = worker.slot.running_s()
+        self._early_deaths = 0 if position else self._early_deaths + 1
+        del self.workers[worker.number]
+        self.loop.end(worker.peer, death)
+        worker.slot.release()
+        self._free_slots.append(worker.slot_number)
+        self.lost[worker.number] = worker
+        if len(self.lost) > KEEP_LOST:
+            del self.lost[next(iter(self.lost))]
+        self._on_ended(worker, position)
+        if self._early_deaths >= MAX_EARLY_DEATHS:
+            self._on_hopeless(
+                f"{self._early_deaths} workers in a row died before they ran anything; the last one {death}"
+            )
+        elif not self._ending:
+            self._spawn()
+
+    def _server_lost(self, peer: Peer, why: str) -> None:
+        """The fork server was killed, and its workers die with it: begin anew."""
+        if self._ending:
+            return
+        self._process.wait()
+        lost = list(self.workers.values())
+        self._start_server()
+        self._join_server()
+        for worker in lost:
+            self._worker_gone(worker, "died with the fork server, which was killed,")
+
+
+_BOOT = (
+    "import json, sys; settings = json.loads(sys.argv[2]); "
+    "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
+    "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
+)
+
+
+def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Memory that child processes share through a descriptor, and that has no name to be left behind."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("pynenc-slots")
+    else:
+        fd, path = tempfile.mkstemp(prefix="pynenc-slots-")
+        os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd, mmap.mmap(fd, size)
+
+
+def _death(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"was killed by {name}"
+    return f"exited with code {os.waitstatus_to_exitcode(status)}"
+
+
+def _ignore(peer: Peer, frames: Frames) -> None:
+    """What a worker sends before anybody listens; nothing, since it is leased nothing."""

@@ -1,0 +1,417 @@
+"""One turn of the loop: what has come becomes events, the rules say what follows, one transaction, then it is sent.
+
+Leases go out before the commit, so workers begin while their batches are written. Outcomes go out after it, so what a
+client has seen is never lost. When a client reads slower than its results come, they stay in the state backend
+and are read back once it has caught up: memory stays bounded, and no client holds up another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from struct import Struct
+from typing import Any, assert_never
+
+from pynenc.exceptions import ProtocolError
+from pynenc.protocol.frames import frame
+from pynenc.protocol.messages import (
+    BATCH_NUMBER_BITS,
+    NO_INVOCATION,
+    Batch,
+    Failure,
+    Kind,
+    Lease,
+    Results,
+    format_invocation_id,
+    invocation_number,
+    json_frame,
+    json_from,
+    number_from,
+    number_frame,
+)
+from pynenc.protocol.slots import SETTLE_S
+from pynenc.supervisor.events import (
+    BatchArrived,
+    BatchFinished,
+    CallFailed,
+    CallsSucceeded,
+    CutReached,
+    CutSettled,
+    CutWorker,
+    Effect,
+    Event,
+    FailLost,
+    KeepOutcome,
+    LeaseCalls,
+    LookAgain,
+    Looked,
+    TaskDeclared,
+    UncutWorker,
+    WorkerJoined,
+    WorkerLost,
+)
+from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.supervisor.orchestrator import Orchestrator
+from pynenc.supervisor.payloads import Payloads
+from pynenc.supervisor.pool import Pool, Worker
+from pynenc.state_backend.store import Store
+
+_FIRST_TIMES = Struct("<dd")
+_LAST_TIME = Struct("<d")
+
+
+class Task:
+    """A task as the supervisor knows it: a name that workers import, and where they find it."""
+
+    __slots__ = ("context", "number", "task_id")
+
+    def __init__(self, number: int, task_id: str, context: dict[str, Any]) -> None:
+        self.number = number
+        self.task_id = task_id
+        self.context = context
+
+
+class Client:
+    """A connected client.
+
+    Attributes:
+        tasks: Its own numbers of the tasks that it declared.
+        backlog: Invocations whose outcomes wait in the state backend until it reads again.
+    """
+
+    __slots__ = ("backlog", "number", "peer", "tasks")
+
+    def __init__(self, number: int, peer: Peer) -> None:
+        self.number = number
+        self.peer = peer
+        self.tasks: dict[int, Task] = {}
+        self.backlog: deque[tuple[Kind, int]] = deque()
+
+
+class Turn:
+    """What the supervisor does between reading and waiting.
+
+    Args:
+        client_buffer_bytes: How many outcome bytes wait in memory for a client that does not read.
+    """
+
+    def __init__(
+        self, store: Store, orchestrator: Orchestrator, payloads: Payloads, pool: Pool, client_buffer_bytes: int
+    ) -> None:
+        self.loop: Loop
+        self.clients: dict[int, Client] = {}
+        self._store = store
+        self._orchestrator = orchestrator
+        self._payloads = payloads
+        self._pool = pool
+        self.interrupted = False
+        self._client_buffer_bytes = client_buffer_bytes
+        self._tasks: dict[int, Task] = {}
+        self._watchers: dict[int, set[int]] = {}
+        self._events: list[tuple[Event, Results | Failure | None]] = []
+        self._deliveries: list[Results | Failure] = []
+        self._after_commit: list[tuple[Peer, bytes]] = []
+
+    def run(self) -> None:
+        """Apply the rules to what has come, commit, and put what is to be sent into the peers' hands."""
+        if not self._events and not self._after_commit:
+            return
+        events, self._events = self._events, []
+        for event, outcome in events:
+            for effect in self._orchestrator.handle(event):
+                self._apply(effect, outcome)
+        for effect in self._orchestrator.lease_ready_calls():
+            self._apply(effect, None)
+        self.loop.flush()
+        self._store.commit()
+        self._payloads.committed()
+        for outcome in self._deliveries:
+            self._deliver(outcome)
+        self._deliveries.clear()
+        for peer, answer in self._after_commit:
+            peer.send(answer)
+        self._after_commit.clear()
+
+    def drained(self) -> bool:
+        """Whether no call waits for its outcome and nobody waits for an answer."""
+        return not self._orchestrator.batches and not self._events and not self._after_commit
+
+    # What clients send.
+
+    def client_joined(self, peer: Peer, pid: int) -> int:
+        """Give a client its number and begin to listen to it."""
+        number = self._store.add_client(pid)
+        client = Client(number, peer)
+        self.clients[number] = client
+        peer.role = client
+        peer.on_frames = self.client_frames
+        peer.on_end = self._client_left
+        peer.on_drained = self._client_drained
+        return number
+
+    def client_frames(self, peer: Peer, frames: Frames) -> None:
+        """Take in what a client has sent."""
+        client: Client = peer.role
+        for kind, body in frames:
+            if kind == Kind.BATCH:
+                self._batch_came(client, Batch.from_body(body))
+            elif kind == Kind.TASK:
+                self._task_came(client, json_from(body))
+            elif kind == Kind.SYNC:
+                self._after_commit.append((peer, frame(Kind.SYNCED, body)))
+            elif kind == Kind.WATCH:
+                self._watch(client, number_from(body))
+            elif kind == Kind.QUERY:
+                self._query(client, json_from(body))
+            elif kind == Kind.RENUMBER:
+                number = self._store.add_client(0)
+                self.clients[number] = client
+                peer.send(number_frame(Kind.RENUMBER, number))
+            elif kind == Kind.GOODBYE:
+                self.interrupted = self.interrupted or (body == b"interrupted" and len(self.clients) == 1)
+                self.loop.end(peer, "it said goodbye")
+                return
+            else:
+                raise ProtocolError(f"a client sent a frame of kind {kind}")
+
+    def _batch_came(self, client: Client, batch: Batch) -> None:
+        task = client.tasks.get(batch.task)
+        if task is None or self.clients.get(batch.id >> BATCH_NUMBER_BITS) is not client:
+            raise ProtocolError(f"batch {batch.id} of client {client.number} for task {batch.task} fits nothing")
+        if batch.id in self._orchestrator.batches:
+            return
+        batch = batch._replace(task=task.number)
+        self._store.add_batch(batch)
+        self._payloads.add(batch)
+        # Groups are named by their first batch, so a client's own number is free to name its single calls.
+        source = batch.group or client.number
+        self._events.append((BatchArrived(batch.id, task.number, batch.count, source), None))
+
+    def _task_came(self, client: Client, fields: dict[str, Any]) -> None:
+        import json
+
+        try:
+            task_id, options, context = fields["task_id"], fields["options"], fields["context"]
+            rules = (int(options["max_worker_losses"]), bool(options["rerun_on_worker_loss"]))
+            key = int(fields["key"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a task was declared without {error}") from None
+        number = self._store.add_task(task_id, json.dumps(options), json.dumps(context))
+        task = self._tasks.setdefault(number, Task(number, task_id, context))
+        client.tasks[key] = task
+        self._events.append((TaskDeclared(number, *rules), None))
+
+    def _watch(self, client: Client, batch: int) -> None:
+        """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
+        if batch in self._orchestrator.batches:
+            self._watchers.setdefault(batch, set()).add(client.number)
+        results, failures = self._store.outcomes_of(batch)
+        for outcome in [*results, *failures]:
+            client.peer.send(outcome.to_frame())
+        live = batch in self._orchestrator.batches
+        client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
+
+    def _query(self, client: Client, fields: dict[str, Any]) -> None:
+        answer: dict[str, Any]
+        what = fields.get("what")
+        if what == "status":
+            answer = {"status": self._status_of(int(fields["batch"]), int(fields["index"]))}
+        elif what == "counts":
+            answer = self._counts_of(set(fields["batches"]))
+        elif what == "report":
+            answer = self.report()
+        elif what == "stop":
+            answer = {}
+            self._pool.persistent = False
+            if fields.get("now"):
+                self.loop.stop()
+        elif what == "purge":
+            if not self.drained():
+                answer = {"error": "calls are still running or waiting to run"}
+            else:
+                self._store.purge()
+                answer = {}
+        else:
+            raise ProtocolError(f"a client asked for {what!r}")
+        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), **answer)))
+
+    def _client_left(self, peer: Peer, why: str) -> None:
+        client: Client = peer.role
+        for number in [number for number, known in self.clients.items() if known is client]:
+            del self.clients[number]
+        for watchers in self._watchers.values():
+            watchers.discard(client.number)
+
+    def _client_drained(self, peer: Peer) -> None:
+        client: Client = peer.role
+        while client.backlog and peer.buffered < self._client_buffer_bytes:
+            kind, number = client.backlog.popleft()
+            if kind == Kind.RESULTS:
+                peer.send(self._store.results_at(number).to_frame())
+            else:
+                peer.send(self._store.failure_at(number).to_frame())
+
+    # What workers send.
+
+    def worker_started(self, worker: Worker) -> None:
+        """A worker can be leased calls: it reads them when it is up."""
+        worker.peer.on_frames = self.worker_frames
+        self._events.append((WorkerJoined(worker.number), None))
+
+    def worker_frames(self, peer: Peer, frames: Frames) -> None:
+        """Take in what a worker has sent."""
+        worker: Worker = peer.role
+        number = worker.number
+        for kind, body in frames:
+            if kind == Kind.RESULTS:
+                results = Results.from_body(body)
+                started = _FIRST_TIMES.unpack_from(results.times)[1]
+                seconds = _LAST_TIME.unpack_from(results.times, len(results.times) - 8)[0] - started
+                succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, seconds)
+                self._events.append((succeeded, results))
+            elif kind == Kind.FAILURE:
+                failure = Failure.from_body(body)
+                failed = CallFailed(number, failure.batch, failure.index, failure.ended - failure.started)
+                self._events.append((failed, failure))
+            elif kind == Kind.CUT:
+                self._events.append((CutReached(number, number_from(body)), None))
+            else:
+                raise ProtocolError(f"a worker sent a frame of kind {kind}")
+
+    def worker_ended(self, worker: Worker, position: int) -> None:
+        """A worker's process is gone, and all that it had sent is read."""
+        self._events.append((WorkerLost(worker.number, position), None))
+
+    # What the rules ask for.
+
+    def _apply(self, effect: Effect, outcome: Results | Failure | None) -> None:
+        match effect:
+            case LeaseCalls():
+                self._lease(effect)
+            case KeepOutcome():
+                assert outcome is not None
+                self._keep(outcome)
+            case BatchFinished():
+                self._payloads.drop(effect.batch)
+            case FailLost():
+                self._keep(self._lost_failure(effect))
+            case CutWorker():
+                worker = self._pool.workers[effect.worker]
+                worker.slot.cut(effect.start, effect.stop)
+                self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker))
+            case UncutWorker():
+                self._pool.workers[effect.worker].slot.uncut()
+            case LookAgain():
+                self.loop.call_in(effect.seconds, self._looked)
+            case _:
+                assert_never(effect)
+
+    def _lease(self, lease: LeaseCalls) -> None:
+        worker = self._pool.workers[lease.worker]
+        if lease.task not in worker.tasks:
+            worker.tasks.add(lease.task)
+            task = self._tasks[lease.task]
+            worker.peer.send(json_frame(Kind.TASK, number=task.number, task_id=task.task_id, context=task.context))
+        packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
+        message = Lease(lease.position, lease.batch, lease.task, lease.first, lease.stop, packing, payload)
+        worker.peer.send(message.to_frame())
+
+    def _keep(self, outcome: Results | Failure) -> None:
+        if isinstance(outcome, Results):
+            self._store.add_results(outcome)
+        else:
+            self._store.add_failure(outcome)
+        self._deliveries.append(outcome)
+
+    def _deliver(self, outcome: Results | Failure) -> None:
+        receivers = [outcome.batch >> BATCH_NUMBER_BITS, *self._watchers.get(outcome.batch, ())]
+        made: bytes | None = None
+        for number in receivers:
+            client = self.clients.get(number)
+            if client is None:
+                continue  # It left; the outcome is in the state backend.
+            if client.backlog or client.peer.buffered > self._client_buffer_bytes:
+                kind = Kind.RESULTS if isinstance(outcome, Results) else Kind.FAILURE
+                client.backlog.append((kind, invocation_number(outcome.batch, outcome[1])))
+                continue
+            made = made or outcome.to_frame()
+            client.peer.send(made)
+        if self._watchers and outcome.batch not in self._orchestrator.batches:
+            self._watchers.pop(outcome.batch, None)
+
+    def _cut_settled(self, worker: Worker) -> None:
+        if worker.number in self._pool.workers:
+            self._events.append((CutSettled(worker.number, worker.slot.position), None))
+
+    def _looked(self) -> None:
+        positions = {number: worker.slot.position for number, worker in self._pool.workers.items()}
+        self._events.append((Looked(positions), None))
+
+    def _lost_failure(self, lost: FailLost) -> Failure:
+        worker = self._pool.lost[lost.worker]
+        now = time.time()
+        started = now - worker.ran_s if lost.ran else now
+        task = self._tasks[lost.task]
+        call = format_invocation_id(invocation_number(lost.batch, lost.index))
+        if lost.ran:
+            what = f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task {task.task_id}"
+        else:
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task {task.task_id}"
+            )
+        if not lost.losses or (lost.losses == 1 and not lost.ran):
+            why = "it is not run again because of the task's option rerun_on_worker_loss=False"
+        elif lost.losses == 1:
+            why = "it is not run again: the task's options max_worker_losses and rerun_on_worker_loss do not allow it"
+        else:
+            why = f"this was loss {lost.losses}, more than the task's option max_worker_losses allows"
+        return Failure(
+            lost.batch, lost.index, lost.worker, started, now, "WorkerLostError", f"{what}; {why}", f"(call {call})", b""
+        )
+
+    # What others ask.
+
+    def report(self) -> dict[str, Any]:
+        """What the supervisor does just now, for `pynenc status` and the monitor."""
+        import os
+
+        workers = []
+        for number, worker in self._pool.workers.items():
+            leases = self._orchestrator.workers.get(number)
+            held = [leased for leased in leases.outstanding] if leases else []
+            running = next((one for one in held if one.position <= worker.slot.position < one.end), None)
+            workers.append(
+                {
+                    "worker": number,
+                    "pid": worker.pid,
+                    "running": self._tasks[running.calls.task].task_id if running else None,
+                    "leased": sum(one.end - one.position for one in held),
+                }
+            )
+        return {
+            "pid": os.getpid(),
+            "persistent": self._pool.persistent,
+            "clients": len({id(client) for client in self.clients.values()}),
+            "ready": self._orchestrator.broker.ready,
+            "unfinished": sum(batch.unfinished for batch in self._orchestrator.batches.values()),
+            "workers": workers,
+        }
+
+    def _status_of(self, batch: int, index: int) -> str:
+        for number, leases in self._orchestrator.workers.items():
+            for leased in leases.outstanding:
+                if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
+                    position = leased.position + index - leased.calls.first
+                    return "RUNNING" if position <= self._pool.workers[number].slot.position else "PENDING"
+        return "REGISTERED" if batch in self._orchestrator.batches else "UNKNOWN"
+
+    def _counts_of(self, batches: set[int]) -> dict[str, int]:
+        pending = running = 0
+        for number, leases in self._orchestrator.workers.items():
+            position = self._pool.workers[number].slot.position
+            for leased in leases.outstanding:
+                if leased.calls.batch in batches:
+                    begun = min(max(position + 1, leased.position), leased.end)
+                    running += begun - leased.position
+                    pending += leased.end - begun
+        return {"PENDING": pending, "RUNNING": running}

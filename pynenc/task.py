@@ -1,0 +1,338 @@
+"""Tasks: module-level functions that can be called through an app."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic
+
+from pynenc import context
+from pynenc.arguments import Arguments
+from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
+from pynenc.execution import runnable
+from pynenc.serializer import Frozen, dumps, freeze_arguments, loads
+from pynenc.types import Func, Params, Result
+
+if TYPE_CHECKING:
+    from pynenc.app import Pynenc
+    from pynenc.conf.config_task import ConfigTask
+    from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
+
+_VARIABLE_POSITIONAL = 0x04
+"""The flag of a function's code that has `*args`; `inspect` has it too, but is slow to import."""
+
+ANY_NUMBER = 1 << 30
+
+
+class Task(Generic[Params, Result]):
+    """A module-level function that workers can import, with its options.
+
+    Made by `@app.task`. Calling it gives an invocation at once; a worker process runs the function.
+
+    Args:
+        app: The app that the task belongs to.
+        func: A function defined at the top level of an importable module.
+        options: Task options by name; see the configuration reference.
+
+    Raises:
+        RuntimeError: The function's module is run as the main program, which workers cannot import.
+        ValueError: The function is nested or a lambda, which workers cannot find.
+        InvalidTaskOptionsError: Options are invalid; all of them are listed.
+    """
+
+    def __init__(self, app: Pynenc, func: Func[Params, Result], options: dict[str, Any] | None = None) -> None:
+        _check_importable(func)
+        self.app = app
+        self.func = func
+        self.options: dict[str, Any] = dict(options or {})
+        self.task_id = f"{func.__module__}.{func.__qualname__}"
+        self._fewest, self._most = _positional_range(func)
+        self.__doc__ = func.__doc__
+        self.__name__ = func.__name__
+        self.__qualname__ = func.__qualname__
+        self.__module__ = func.__module__
+        self.__wrapped__ = func
+        self.validate_options()
+
+    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> BaseInvocation[Params, Result]:
+        """Call the task: a worker will run the function with these arguments.
+
+        The arguments are checked and pickled at once: what happens to them later is not seen.
+
+        Raises:
+            TypeError: The arguments do not fit the function, or one of them cannot be pickled.
+        """
+        if kwargs or not self._fewest <= len(args) <= self._most:  # per call
+            Arguments.from_call(self.func, *args, **kwargs)
+        return self.app.runner.submit(self, args, kwargs)
+
+    def _call(self, arguments: Arguments) -> BaseInvocation[Params, Result]:
+        """Call the task with arguments from `args`."""
+        return self.app.runner.submit(self, *arguments.to_call(self.func))
+
+    def args(self, *args: Params.args, **kwargs: Params.kwargs) -> Arguments:
+        """The arguments of a call, bound and with defaults, for `parallelize`.
+
+        Raises:
+            TypeError: They do not fit the function.
+        """
+        return Arguments.from_call(self.func, *args, **kwargs)
+
+    def parallelize(self, param_iter: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments]) -> BaseInvocationGroup[Params, Result]:
+        """Call the task once for each item.
+
+        Args:
+            param_iter: Tuples are positional arguments, dictionaries keyword arguments, `Arguments` come from `args`;
+                they may be mixed. It is consumed once, as calls are sent.
+
+        Returns:
+            The invocations in the order of the items.
+
+        Raises:
+            TypeError: An item is none of these, does not fit the function, or cannot be pickled. Calls before it have been made.
+        """
+        return self.app.runner.submit_group(self, param_iter)
+
+    def stream(
+        self,
+        iterable: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments],
+        ordered: bool = True,
+        in_flight: int | None = None,
+    ) -> Iterator[Result]:
+        """The results of a call for each item of an endless or huge iterable, made as results are taken.
+
+        Args:
+            iterable: As for `parallelize`.
+            ordered: Whether results come in the order of the items, or as they are there.
+            in_flight: How many calls may be under way at once; None lets it follow the calls' duration.
+
+        Raises:
+            BaseException: What a call raised, when its turn comes.
+        """
+        return iter(self.app.runner.stream(self, iterable, ordered, in_flight))
+
+    @property
+    def invocation(self) -> BaseInvocation[Params, Result]:
+        """The invocation that the code is running inside.
+
+        Raises:
+            RuntimeError: It is not running inside an invocation of this task.
+        """
+        running = context.current()
+        if running is None or running.task_id() != self.task_id:
+            where = "outside of any task" if running is None else f"inside task {running.task_id()}"
+            raise RuntimeError(
+                f"{self!s}.invocation was asked for {where}: it is there only while a worker runs the task's function"
+            )
+        return running.invocation()  # type: ignore[no-any-return]
+
+    @cached_property
+    def conf(self) -> ConfigTask:
+        """The options as they hold, from all sources of configuration."""
+        from pynenc.conf.config_task import ConfigTask
+
+        return ConfigTask(self.task_id, self.app.config_values, self.app.config_filepath, self.options)
+
+    def validate_options(self) -> None:
+        """Check the names and types of the options.
+
+        Raises:
+            InvalidTaskOptionsError: Lists every invalid option, with the nearest valid names.
+        """
+        if not self.options:
+            return
+        from pynenc.conf.config_task import option_problems
+
+        if problems := option_problems(self.options):
+            raise InvalidTaskOptionsError(self.task_id, problems)
+
+    @property
+    def retriable_exceptions(self) -> tuple[type[BaseException], ...]:
+        """The exceptions after which a call is tried again: those of option `retry_for`, and `RetryError`."""
+        named = tuple(self.conf.retry_for)
+        return named if RetryError in named else (*named, RetryError)
+
+    @cached_property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry `task_id` and `invocation_id`, and begin with them."""
+        return TaskLogger(self.app.logger, {"task_id": self.task_id})
+
+    def to_json(self) -> str:
+        """The task as text: its id and its options."""
+        from pynenc.conf.config_task import options_to_json
+
+        return json.dumps({"task_id": self.task_id, "options": options_to_json(self.options)})
+
+    @classmethod
+    def from_json(cls, app: Pynenc, serialized: str) -> Task[Any, Any]:
+        """The task that `to_json` wrote; its function is found by module path.
+
+        Raises:
+            TaskError: The module has no such function.
+        """
+        _, func, options = cls._from_json(serialized)
+        return cls(app, func, options)
+
+    @classmethod
+    def _from_json(cls, serialized: str) -> tuple[str, Callable[..., Any], dict[str, Any]]:
+        from pynenc.conf.config_task import options_from_json
+
+        fields = json.loads(serialized)
+        task_id: str = fields["task_id"]
+        return task_id, function_of(task_id), options_from_json(fields["options"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"app": self.app, "task": self.to_json()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _, func, options = self._from_json(state["task"])
+        Task.__init__(self, state["app"], func, options)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Task):
+            return NotImplemented
+        return self is other or (self.task_id == other.task_id and self.app.app_id == other.app.app_id)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.task_id)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __str__(self) -> str:
+        return f"Task(func={self.func.__name__})"
+
+    __repr__ = __str__
+
+    # What runners need.
+
+    @cached_property
+    def runnable(self) -> Callable[..., Any]:
+        """The function as a worker calls it."""
+        return runnable(self.func)
+
+    def takes_positional(self, count: int) -> bool:
+        """Whether the function can be called with so many positional arguments and nothing else."""
+        return self._fewest <= count <= self._most
+
+    def call_of(self, item: tuple[Any, ...] | dict[str, Any] | Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that an item of `parallelize` stands for.
+
+        Raises:
+            TypeError: It stands for none, or they do not fit the function.
+        """
+        if isinstance(item, tuple):
+            if not self.takes_positional(len(item)):
+                Arguments.from_call(self.func, *item)
+            return item, {}
+        if isinstance(item, dict):
+            Arguments.from_call(self.func, **item)
+            return (), item
+        if isinstance(item, Arguments):
+            return item.to_call(self.func)
+        raise TypeError(
+            f"{self.task_id}: parallelize takes tuples (positional arguments), dictionaries (keyword arguments) and "
+            f"task.args(...), not {type(item).__name__}: for one argument write (value,)"
+        )
+
+    def freeze_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | Frozen:
+        """The arguments of a call, ready to travel.
+
+        Raises:
+            TypeError: One of them cannot be pickled; names the parameter.
+        """
+        try:
+            if not kwargs:  # per call
+                return freeze_arguments(args)
+            return Frozen(dumps([args, kwargs] if args else kwargs))
+        except SerializationError as error:
+            raise self._unpicklable(args, kwargs, error) from error
+
+    def args_from(self, entry: tuple[Any, ...] | Frozen) -> Arguments:
+        """The arguments behind a frozen call."""
+        arguments = loads(entry) if isinstance(entry, Frozen) else entry
+        if isinstance(arguments, tuple):
+            return Arguments.from_call(self.func, *arguments)
+        if isinstance(arguments, dict):
+            return Arguments.from_call(self.func, **arguments)
+        return Arguments.from_call(self.func, *arguments[0], **arguments[1])
+
+    def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> TypeError:
+        for name, value in Arguments.from_call(self.func, *args, **kwargs).kwargs.items():
+            try:
+                dumps(value)
+            except SerializationError as found:
+                return TypeError(f"{self.task_id}(): argument {name!r}: {found}; it has to travel to another process")
+        return TypeError(f"{self.task_id}(): {error}; arguments have to travel to another process")
+
+
+class TaskLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
+    """Adds to each record which task and which invocation it comes from."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        task_id = (self.extra or {}).get("task_id")
+        running = context.current()
+        invocation_id = running.invocation_id() if running is not None else None
+        extra = {"task_id": task_id, "invocation_id": invocation_id, **kwargs.get("extra", {})}
+        where = f"[{task_id}]" if invocation_id is None else f"[{task_id} {invocation_id}]"
+        return f"{where} {msg}", {**kwargs, "extra": extra}
+
+
+def function_of(task_id: str) -> Callable[..., Any]:
+    """The function behind a task id, found by module path.
+
+    Raises:
+        TaskError: The module cannot be imported, or has no such function.
+    """
+    import importlib
+
+    module_name, _, name = task_id.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TaskError(task_id, f"its function cannot be found by its module path: {error}") from error
+    func: Callable[..., Any] = found.func if isinstance(found, Task) else found
+    return func
+
+
+def _check_importable(func: Callable[..., Any]) -> None:
+    name = getattr(func, "__qualname__", type(func).__name__)
+    if not hasattr(func, "__qualname__") or not hasattr(func, "__module__"):
+        raise ValueError(f"a task is made from a function, not from {func!r}")
+    if func.__module__ == "__main__":
+        raise RuntimeError(
+            f"the task {name!r} is defined in the module that is run as the main program (__main__). Worker processes "
+            "import a task by its module's name, and that module has none. Move the function to an importable "
+            "module, or start the script with `pynenc run script.py`, which imports it under its own name "
+            "and calls its main()."
+        )
+    if "<lambda>" in name:
+        raise ValueError(
+            f"a lambda cannot be a task ({func.__module__}.{name}): worker processes find a task by its "
+            "name at the top level of its module. Write it as a function there with `def`."
+        )
+    if "<locals>" in name:
+        raise ValueError(
+            f"{func.__module__}.{name} is defined inside another function and cannot be a task: worker "
+            "processes find a task by its name at the top level of its module. Move it there."
+        )
+    if "." in name:
+        raise ValueError(
+            f"{func.__module__}.{name} is defined inside a class and cannot be a task: worker processes find a task by "
+            "its name at the top level of its module. Move it there."
+        )
+
+
+def _positional_range(func: Callable[..., Any]) -> tuple[int, int]:
+    """How few and how many positional arguments alone make a valid call; an empty range when none do."""
+    code = getattr(func, "__code__", None)
+    if code is None or hasattr(func, "__wrapped__") or hasattr(func, "__signature__"):
+        return 1, 0  # Leave it to `inspect`, call by call.
+    if code.co_kwonlyargcount > len(getattr(func, "__kwdefaults__", None) or ()):
+        return 1, 0
+    most = code.co_argcount
+    fewest = most - len(getattr(func, "__defaults__", None) or ())
+    return fewest, ANY_NUMBER if code.co_flags & _VARIABLE_POSITIONAL else most

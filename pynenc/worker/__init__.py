@@ -1,0 +1,1 @@
+"""The worker's process: imports tasks by module path, runs leases, ships results."""

@@ -1,0 +1,185 @@
+"""Run leases and ship their results."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from pynenc import context, execution
+from pynenc.protocol.messages import (
+    MAX_BATCH_CALLS,
+    Kind,
+    Lease,
+    Results,
+    format_invocation_id,
+    invocation_number,
+    number_frame,
+)
+from pynenc.protocol.slots import CUT_TO, POSITION, Slot
+from pynenc.serializer import leased_arguments, pack
+
+SHIP_S = 0.005
+"""Results are shipped at the latest after this time."""
+
+
+class Shipper:
+    """Collects the outcomes of calls and sends them together.
+
+    The main thread runs calls and adds; it sends when results are due. While one call runs for long, a helper thread sends what
+    came before it. The lock covers everything but the appends to `values` and `ends`, which a lease's loop makes in
+    this order: whatever has an end has its value.
+    """
+
+    def __init__(self, send: Callable[[bytes], None], worker: int) -> None:
+        self.values: list[Any] = []
+        self.ends: list[float] = []
+        self._send = send
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._frames: list[bytes] = []
+        self._batch = 0
+        self._first = 0
+        self._started = 0.0
+        self.due = 0.0
+        self._offset = 0.0
+        self._thread: threading.Thread | None = None
+        self._watched = threading.Semaphore(0)
+        self._watching = False
+
+    def begin(self, batch: int, first: int) -> None:
+        """The calls that follow are those of this batch, from this index on."""
+        with self._lock:
+            self._close_stretch()
+            self._batch = batch
+            self._first = first
+            self._started = time.monotonic()
+            if not self._frames:
+                self.due = self._started + SHIP_S
+
+    def failed(self, raised: execution.Raised, now: float) -> None:
+        """Add the failure of the call that just ended."""
+        with self._lock:
+            self._close_stretch()
+            offset = time.time() - time.monotonic()
+            failure = raised.to_failure(self._batch, self._first, self._worker, self._started + offset, now + offset)
+            self._frames.append(failure.to_frame())
+            self._first += 1
+            self._started = now
+        if now >= self.due:
+            self.ship()
+
+    def cut(self, position: int) -> None:
+        """Say that nothing was run from this position on."""
+        with self._lock:
+            self._close_stretch()
+            self._frames.append(number_frame(Kind.CUT, position))
+        self.ship()
+
+    def ship(self) -> None:
+        """Send everything that has an outcome."""
+        with self._lock:
+            self._close_stretch()
+            if self._frames:
+                message = b"".join(self._frames)
+                self._frames.clear()
+                self._send(message)
+            self.due = time.monotonic() + SHIP_S
+
+    def watch(self) -> None:
+        """From now on a call may keep earlier results waiting: have the helper thread look after them."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._ship_in_time, name="pynenc-shipper", daemon=True)
+            self._thread.start()
+        if not self._watching:
+            self._watching = True
+            self._watched.release()
+
+    def unwatch(self) -> None:
+        """Nothing runs, everything is shipped."""
+        self._watching = False
+
+    def _close_stretch(self) -> None:
+        """Make a frame of the results that lie side by side."""
+        count = len(self.ends)
+        if not count:
+            return
+        values, ends = self.values[:count], self.ends[:count]
+        del self.values[:count], self.ends[:count]
+        packing, payload = pack(values)
+        now = time.monotonic()
+        times = array("d", (time.time() - now, self._started))
+        times.extend(ends)
+        stop = self._first + count
+        results = Results(self._batch, self._first, stop, self._worker, packing, times.tobytes(), payload)
+        self._frames.append(results.to_frame())
+        self._first = stop
+        self._started = ends[-1]
+
+    def _ship_in_time(self) -> None:
+        while True:
+            self._watched.acquire()
+            while self._watching:
+                time.sleep(SHIP_S)
+                if (self._frames or self.ends) and time.monotonic() >= self.due + SHIP_S:
+                    with contextlib.suppress(OSError):  # The main thread will find the same and end.
+                        self.ship()
+
+
+class RunningLease:
+    """The lease that runs; makes the invocation objects when user code asks for them."""
+
+    __slots__ = ("lease", "slot", "task")
+
+    def __init__(self, task: Any, lease: Lease, slot: Slot) -> None:
+        self.task = task
+        self.lease = lease
+        self.slot = slot
+
+    @property
+    def index(self) -> int:
+        """The index in its batch of the call that runs now."""
+        return self.lease.first + self.slot.numbers[POSITION] - self.lease.position
+
+    def task_id(self) -> str:
+        return str(self.task.task_id)
+
+    def invocation_id(self) -> str:
+        return format_invocation_id(invocation_number(self.lease.batch, self.index))
+
+    def invocation(self) -> Any:
+        return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS)
+
+
+def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: Shipper) -> int | None:
+    """Run the calls of a lease.
+
+    Returns:
+        Up to which position leases are to be left out because of a cut, or None when all has run.
+    """
+    context.worker_running = RunningLease(task, lease, slot)
+    shipper.begin(lease.batch, lease.first)
+    try:
+        entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
+        stopped_at = execution.run_lease(func, entries, lease.position, slot, shipper)
+    finally:
+        context.worker_running = None
+    if stopped_at is None:
+        return None
+    dropped_to = slot.numbers[CUT_TO]
+    shipper.cut(stopped_at)
+    return dropped_to
+
+
+def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> None:
+    """Fail every call of a lease whose task cannot be imported."""
+    raised = execution.describe(error)
+    shipper.begin(lease.batch, lease.first)
+    for index in range(lease.stop - lease.first):
+        slot.numbers[POSITION] = lease.position + index
+        shipper.failed(raised, time.monotonic())
+
+

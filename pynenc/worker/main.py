@@ -1,0 +1,120 @@
+"""The worker process: read leases, run them, ship what came out, until the connection closes."""
+
+from __future__ import annotations
+
+import importlib
+import mmap
+import os
+import select
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from pynenc import context, execution
+from pynenc.exceptions import RunnerError
+from pynenc.protocol.frames import READ_BYTES, FrameReader
+from pynenc.protocol.messages import Kind, Lease, json_from
+from pynenc.protocol.slots import Slot
+from pynenc.worker import lease as leases
+
+
+class DeclaredTask:
+    """A task that the supervisor told of; imported when the first lease comes."""
+
+    __slots__ = ("context", "func", "task", "task_id")
+
+    def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
+        self.task_id = task_id
+        self.context = client_context
+        self.task: Any = None
+        self.func: Callable[..., Any]
+
+    def load(self) -> None:
+        """Import the task's module in its client's surroundings.
+
+        Raises:
+            RunnerError: The module has no such task. Whatever the import raises comes through.
+        """
+        path: list[str] = self.context["sys_path"]
+        if sys.path != path:
+            sys.path[:] = path
+        if os.getcwd() != self.context["cwd"]:
+            os.chdir(self.context["cwd"])
+        module_name, _, name = self.task_id.rpartition(".")
+        importlib.invalidate_caches()
+        task = getattr(importlib.import_module(module_name), name, None)
+        if task is None or not hasattr(task, "func"):
+            raise RunnerError(
+                f"the worker found no task {name!r} in module {module_name!r} ({self.context['cwd']}): "
+                "a task must be a module-level name when its module is imported"
+            )
+        self.task = task
+        self.func = execution.runnable(task.func)
+
+
+class Worker:
+    """Runs leases in the order in which they come."""
+
+    def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
+        self._connection = connection
+        self._slot = slot
+        self._reader = FrameReader()
+        self._leases: deque[Lease] = deque()
+        self._tasks: dict[int, DeclaredTask] = {}
+        self._dropped_to = 0
+        self._shipper = leases.Shipper(connection.sendall, number)
+
+    def run(self) -> None:
+        """Run leases until the supervisor closes the connection."""
+        while self._receive():
+            while self._leases:
+                self._run_one(self._leases.popleft())
+                if not self._leases and self._more_has_come() and not self._receive():
+                    return
+            self._shipper.ship()
+            self._shipper.unwatch()
+
+    def _run_one(self, lease: Lease) -> None:
+        if self._leases or lease.stop - lease.first > 1:
+            self._shipper.watch()
+        declared = self._tasks[lease.task]
+        try:
+            if declared.task is None:
+                declared.load()
+        except BaseException as error:  # importing runs user code
+            leases.fail(lease, error, self._slot, self._shipper)
+            return
+        dropped_to = leases.run(lease, declared.task, declared.func, self._slot, self._shipper)
+        if dropped_to is not None:
+            self._dropped_to = dropped_to
+            self._leases = deque(lease for lease in self._leases if lease.position >= dropped_to)
+
+    def _receive(self) -> bool:
+        """Wait for what the supervisor sends; False when it has gone."""
+        try:
+            received = self._connection.recv(READ_BYTES)
+        except ConnectionError:
+            return False
+        for kind, body in self._reader.feed(received):
+            if kind == Kind.LEASE:
+                lease = Lease.from_body(body)
+                if lease.position >= self._dropped_to:
+                    self._leases.append(lease)
+            elif kind == Kind.TASK:
+                fields = json_from(body)
+                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+        return bool(received)
+
+    def _more_has_come(self) -> bool:
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+
+def main(settings: dict[str, Any], number: int, slot: int, connection: int, memory: mmap.mmap) -> None:
+    """Be one worker. Runs in a process just forked from the fork server."""
+    context.worker_of = context.WorkerOf(
+        settings["app_id"], settings["address"], bytes.fromhex(settings["key"]), settings["database"]
+    )
+    with socket.socket(fileno=connection) as supervisor:
+        Worker(number, supervisor, Slot(memory, slot)).run()
