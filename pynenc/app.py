@@ -135,6 +135,8 @@ class Pynenc:
 
         A script need not call it: it happens at exit. A later call connects again.
         """
+        if "state_backend" in self.__dict__:
+            self.state_backend.close()
         if "_cluster" in self.__dict__:
             self._cluster.close()
 
@@ -171,7 +173,6 @@ class Pynenc:
             "app_id": self.app_id,
             "num_workers": workers,
             "worker_environment": thread_caps(workers, runner.worker_blas_threads, cpus),
-            "linger_s": runner.linger_s,
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,
             "durability": ConfigStateBackend(*sources).durability.name,

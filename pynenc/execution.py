@@ -62,17 +62,20 @@ def run_lease(
     """
     numbers, times = slot.numbers, slot.times
     add_value, add_end = outcomes.values.append, outcomes.ends.append
-    clock = time.monotonic
+    clock, scalars, position_field, started_field = time.monotonic, SCALARS, POSITION, STARTED
+    due = outcomes.due
     now = clock()
-    for entry in entries:  # per call
-        numbers[POSITION] = position
-        times[STARTED] = now
+    for position, entry in enumerate(entries, position):  # per call
+        numbers[position_field] = position
+        times[started_field] = now
         if position >= numbers[CUT_FROM] and position < numbers[CUT_TO]:
             return position
         try:
             value = func(*entry) if type(entry) is tuple else call_frozen(func, entry)
-            if type(value) not in SCALARS:
+            if type(value) not in scalars:
                 value = freeze(value)
+                if type(value) is Frozen and len(value) >= SHIP_BYTES:
+                    due = 0.0
         except BaseException as error:  # user code: SystemExit ends the call, not the worker
             now = clock()
             outcomes.failed(describe(error), now)
@@ -80,9 +83,9 @@ def run_lease(
             now = clock()
             add_value(value)
             add_end(now)
-            if now >= outcomes.due or (type(value) is Frozen and len(value) >= SHIP_BYTES):
-                outcomes.ship()
-        position += 1
+        if now >= due:
+            outcomes.ship()
+            due = outcomes.due
     return None
 
 

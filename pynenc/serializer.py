@@ -9,7 +9,8 @@ value is never the same object as another's, and one that cannot be unpickled sp
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from pynenc.exceptions import SerializationError
@@ -110,15 +111,23 @@ def pack_arguments(entries: Sequence[Any]) -> tuple[int, bytes]:
     return Packing.ROWS, rows_payload([e if type(e) is Frozen else pickle.dumps(e, PROTOCOL) for e in entries])
 
 
-def leased_arguments(packing: int, payload: bytes, first: int, stop: int) -> list[Any]:
+def leased_arguments(packing: int, payload: bytes, first: int, stop: int) -> Iterable[Any]:
     """The arguments of the calls `[first, stop)` from a lease's payload: tuples from columns, `Frozen` from rows.
 
     Rows stay frozen, so that whoever runs them unpickles one at a time and pays for its failure alone.
     """
     if packing == Packing.ROWS:
         return frozen_rows(payload)
-    values = unpack(packing, payload)
-    return values if stop - first == len(values) else values[first:stop]
+    if packing == Packing.COLUMN:
+        return islice(loads(payload), first, stop)
+    return islice(zip(*loads(payload), strict=True), first, stop)
+
+
+def stored_arguments(packing: int, payload: bytes, index: int) -> Any:
+    """The arguments of one call from the payload of its whole batch: a tuple, or `Frozen`."""
+    if packing == Packing.ROWS:
+        return frozen_rows(payload)[index]
+    return next(iter(leased_arguments(packing, payload, index, index + 1)))
 
 
 def frozen_rows(payload: bytes) -> list[Frozen]:

@@ -20,6 +20,7 @@ from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.system.spin import Spin
 
 
 class Connection:
@@ -37,10 +38,12 @@ class Connection:
         self._socket = connected
         self._on_frame = on_frame
         self._frames = FrameReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._send_lock = threading.Lock()
         self._turn = threading.Condition(threading.Lock())
         self._someone_reads = False
         self._poll = select.poll()
+        self._spin = Spin()
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
         self.client, self.supervisor_pid = self._shake_hands(address.key)
@@ -128,14 +131,16 @@ class Connection:
         if self.lost is not None:
             raise self.lost
         try:
-            if timeout is not None and not self._poll.poll(max(0.0, timeout * 1000)):
-                return
-            received = self._socket.recv(READ_BYTES)
+            if not self._spin.look(lambda: self._poll.poll(0)):
+                wait_ms = None if timeout is None else max(0.0, timeout * 1000)
+                if not self._poll.poll(wait_ms):
+                    return
+            count = self._socket.recv_into(self._buffer)
         except OSError as error:
             raise self._lose(str(error)) from error
-        if not received:
+        if not count:
             raise self._lose("it ended")
-        for kind, body in self._frames.feed(received):
+        for kind, body in self._frames.feed(bytes(self._buffer[:count])):
             if kind == Kind.REFUSED:
                 self.lost = SupervisorLostError(str(json_from(body).get("error")))
                 raise self.lost

@@ -38,7 +38,7 @@ from pynenc.protocol.messages import (
     split_number,
 )
 from pynenc.runner import Submission
-from pynenc.serializer import leased_arguments
+from pynenc.serializer import stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
@@ -177,11 +177,7 @@ class ClusterRunner:
             stored = app.state_backend.batch(submission.number)
         if stored is None:
             raise InvocationNotFoundError(submission.invocation_id(index), "its batch is not in the state backend")
-        if stored.packing == 2:
-            entry = leased_arguments(stored.packing, stored.arguments, 0, stored.count)[index]
-        else:
-            entry = leased_arguments(stored.packing, stored.arguments, index, index + 1)[0]
-        return task.args_from(entry)
+        return task.args_from(stored_arguments(stored.packing, stored.arguments, index))
 
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""

@@ -17,7 +17,7 @@ VERSION = 1
 """Processes of different protocol versions refuse each other."""
 
 INDEX_BITS = 10
-MAX_BATCH_CALLS = 512
+MAX_BATCH_CALLS = 1024
 MAX_BATCH_BYTES = 256 * 1024
 BATCH_NUMBER_BITS = 29
 NO_INVOCATION = 0
@@ -103,7 +103,7 @@ class Packing(IntEnum):
 
 _U64 = Struct("<Q")
 _BATCH = Struct("<QIIQQdB")
-_RESULTS = Struct("<QIIIBI")
+_RESULTS = Struct("<QIIIBddI")
 _FAILURE = Struct("<QIIdd4I")
 _LEASE = Struct("<QQIIIB")
 _ROWS_COUNT = Struct("<I")
@@ -139,8 +139,8 @@ _PACKINGS = frozenset(map(int, Packing))
 class Results(NamedTuple):
     """The results of the calls `[first, stop)` of one batch, all run by one worker.
 
-    `times` holds doubles: the offset from the monotonic to the wall clock, when the first call started,
-    and when each call ended (seconds, monotonic).
+    `durations` holds a single-precision float per call (seconds): each call began when the one before it ended. It is
+    left out on the way to clients.
     """
 
     batch: int
@@ -148,21 +148,25 @@ class Results(NamedTuple):
     stop: int
     worker: int
     packing: int
-    times: bytes
+    started: float
+    """When the first call started; seconds since the epoch."""
+    took: float
+    """What all calls took together; seconds."""
+    durations: bytes
     payload: bytes
 
     def to_frame(self) -> bytes:
-        head = _RESULTS.pack(self.batch, self.first, self.stop, self.worker, self.packing, len(self.times))
-        return frame(Kind.RESULTS, head, self.times, self.payload)
+        return frame(Kind.RESULTS, _RESULTS.pack(*self[:7], len(self.durations)), self.durations, self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Results:
         _check(body, _RESULTS)
-        batch, first, stop, worker, packing, times = _RESULTS.unpack_from(body)
-        split = _RESULTS.size + times
-        if not first < stop <= MAX_BATCH_CALLS or times != 8 * (stop - first + 2) or split > len(body):
+        *head, durations = _RESULTS.unpack_from(body)
+        batch, first, stop = head[:3]
+        split = _RESULTS.size + durations
+        if not first < stop <= MAX_BATCH_CALLS or durations not in (0, 4 * (stop - first)) or split > len(body):
             raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
-        return cls(batch, first, stop, worker, packing, body[_RESULTS.size : split], body[split:])
+        return cls(*head, body[_RESULTS.size : split], body[split:])
 
 
 class Failure(NamedTuple):

@@ -6,7 +6,7 @@ ADD_CLIENT = "INSERT INTO clients (pid, connected) VALUES (?, ?)"
 ADD_TASK = "INSERT OR IGNORE INTO tasks (task_id, options, context) VALUES (?, ?, ?)"
 TASK_NUMBER = "SELECT id FROM tasks WHERE task_id = ? AND options = ? AND context = ?"
 ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?)"
+ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_FAILURE = "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 BATCH = (

@@ -29,12 +29,14 @@ CREATE TABLE batches (
 
 -- The calls [first, stop) of one batch that succeeded on one worker, in one stretch.
 CREATE TABLE results (
-    id      INTEGER PRIMARY KEY,  -- the number of the first invocation
-    stop    INTEGER NOT NULL,
-    worker  INTEGER NOT NULL,
-    packing INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
-    times   BLOB    NOT NULL,     -- doubles: wall clock minus monotonic, start of the first call, end of each
-    payload BLOB    NOT NULL
+    id        INTEGER PRIMARY KEY,  -- the number of the first invocation
+    stop      INTEGER NOT NULL,
+    worker    INTEGER NOT NULL,
+    packing   INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
+    started   REAL    NOT NULL,     -- of the first call, seconds since the epoch
+    took      REAL    NOT NULL,     -- seconds, all together
+    durations BLOB    NOT NULL,     -- a float per call, seconds
+    payload   BLOB    NOT NULL
 );
 
 CREATE TABLE failures (

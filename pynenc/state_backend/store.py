@@ -16,7 +16,7 @@ from pynenc.exceptions import StateBackendError
 from pynenc.protocol.messages import Batch, Failure, Results, invocation_number
 from pynenc.state_backend import migrations, queries, reader
 
-CHECKPOINT_BYTES = 8 << 20
+CHECKPOINT_BYTES = 32 << 20
 """Move the write-ahead log into the database when it has grown by this much."""
 
 MAX_LOG_BYTES = 128 << 20
@@ -66,7 +66,7 @@ class Store:
     def add_results(self, results: Results) -> None:
         number = invocation_number(results.batch, results.first)
         self._results.append((number, *results[2:]))
-        self._written += len(results.payload) + len(results.times)
+        self._written += len(results.payload) + len(results.durations)
 
     def add_failure(self, failure: Failure) -> None:
         self._failures.append((invocation_number(failure.batch, failure.index), *failure[2:]))
@@ -131,6 +131,8 @@ class Store:
         finally:
             if self._checkpoint is not None:
                 self._checkpoint.join()
+            # A reader that is still open keeps the log's file from being removed, but not from being emptied.
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._connection.close()
 
     def _start_checkpoint(self) -> None:

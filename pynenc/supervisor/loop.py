@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import MAX_BODY_BYTES, READ_BYTES, FrameReader
+from pynenc.system.spin import Spin
 
 READS_PER_TURN = 16
 """How often one peer is read in a turn before the others have their turn."""
@@ -102,6 +103,9 @@ class Loop:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = itertools.count()
         self._stopped = False
+        self._spin = Spin()
+        # One buffer for all: a fresh one for each read costs more than the read.
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     def add(self, peer: Peer) -> None:
         """Begin to read from a peer."""
@@ -135,7 +139,7 @@ class Loop:
         timeout = None
         if self._timers:
             timeout = max(0.0, self._timers[0][0] - time.monotonic())
-        for key, events in self._selector.select(timeout):
+        for key, events in self._wait(timeout):
             peer = key.data
             if isinstance(peer, Peer):
                 if events & selectors.EVENT_READ:
@@ -150,6 +154,9 @@ class Loop:
         self._on_turn()
         self.flush()
 
+    def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        return self._spin.look(lambda: self._selector.select(0)) or self._selector.select(timeout)
+
     def flush(self) -> None:
         """Send what waits; a peer that has caught up is told so."""
         while self.to_flush:
@@ -163,21 +170,21 @@ class Loop:
         """Read what a peer has sent and hand its frames on."""
         for _ in range(READS_PER_TURN):
             try:
-                received = peer.connection.recv(READ_BYTES)
+                count = peer.connection.recv_into(self._buffer)
             except BlockingIOError:
                 return
             except OSError as error:
                 self.end(peer, str(error))
                 return
-            if not received:
+            if not count:
                 self.end(peer, "it closed the connection")
                 return
             try:
-                peer.on_frames(peer, peer.reader.feed(received))
+                peer.on_frames(peer, peer.reader.feed(bytes(self._buffer[:count])))
             except ProtocolError as error:
                 self.end(peer, str(error))
                 return
-            if len(received) < READ_BYTES:
+            if count < READ_BYTES:
                 return
 
     def wait_for_room(self, peer: Peer) -> None:

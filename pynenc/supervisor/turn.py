@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from struct import Struct
 from typing import Any, assert_never
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
-    NO_INVOCATION,
     Batch,
     Failure,
     Kind,
@@ -55,9 +53,6 @@ from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
 from pynenc.state_backend.store import Store
-
-_FIRST_TIMES = Struct("<dd")
-_LAST_TIME = Struct("<d")
 
 
 class Task:
@@ -265,9 +260,7 @@ class Turn:
         for kind, body in frames:
             if kind == Kind.RESULTS:
                 results = Results.from_body(body)
-                started = _FIRST_TIMES.unpack_from(results.times)[1]
-                seconds = _LAST_TIME.unpack_from(results.times, len(results.times) - 8)[0] - started
-                succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, seconds)
+                succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, results.took)
                 self._events.append((succeeded, results))
             elif kind == Kind.FAILURE:
                 failure = Failure.from_body(body)
@@ -324,6 +317,8 @@ class Turn:
         self._deliveries.append(outcome)
 
     def _deliver(self, outcome: Results | Failure) -> None:
+        if isinstance(outcome, Results):
+            outcome = outcome._replace(durations=b"")
         receivers = [outcome.batch >> BATCH_NUMBER_BITS, *self._watchers.get(outcome.batch, ())]
         made: bytes | None = None
         for number in receivers:

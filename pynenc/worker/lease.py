@@ -7,6 +7,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
+from operator import sub
 from typing import Any
 
 from pynenc import context, execution
@@ -69,8 +70,6 @@ class Shipper:
             self._frames.append(failure.to_frame())
             self._first += 1
             self._started = now
-        if now >= self.due:
-            self.ship()
 
     def cut(self, position: int) -> None:
         """Say that nothing was run from this position on."""
@@ -110,11 +109,12 @@ class Shipper:
         values, ends = self.values[:count], self.ends[:count]
         del self.values[:count], self.ends[:count]
         packing, payload = pack(values)
-        now = time.monotonic()
-        times = array("d", (time.time() - now, self._started))
-        times.extend(ends)
+        started = self._started + time.time() - time.monotonic()
+        durations = array("f", map(sub, ends, [self._started, *ends[:-1]])).tobytes()
         stop = self._first + count
-        results = Results(self._batch, self._first, stop, self._worker, packing, times.tobytes(), payload)
+        results = Results(
+            self._batch, self._first, stop, self._worker, packing, started, ends[-1] - self._started, durations, payload
+        )
         self._frames.append(results.to_frame())
         self._first = stop
         self._started = ends[-1]

@@ -17,6 +17,7 @@ from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, json_from
 from pynenc.protocol.slots import Slot
+from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
 
 
@@ -60,7 +61,11 @@ class Worker:
     def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
         self._connection = connection
         self._slot = slot
+        self._spin = Spin()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
         self._reader = FrameReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._leases: deque[Lease] = deque()
         self._tasks: dict[int, DeclaredTask] = {}
         self._dropped_to = 0
@@ -93,11 +98,13 @@ class Worker:
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
+        if not self._spin.look(lambda: self._poll.poll(0)):
+            self._poll.poll()
         try:
-            received = self._connection.recv(READ_BYTES)
+            count = self._connection.recv_into(self._buffer)
         except ConnectionError:
             return False
-        for kind, body in self._reader.feed(received):
+        for kind, body in self._reader.feed(bytes(self._buffer[:count])):
             if kind == Kind.LEASE:
                 lease = Lease.from_body(body)
                 if lease.position >= self._dropped_to:
@@ -105,10 +112,10 @@ class Worker:
             elif kind == Kind.TASK:
                 fields = json_from(body)
                 self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
-        return bool(received)
+        return count > 0
 
     def _more_has_come(self) -> bool:
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
 
 def main(settings: dict[str, Any], number: int, slot: int, connection: int, memory: mmap.mmap) -> None:

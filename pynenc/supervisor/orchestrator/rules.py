@@ -30,7 +30,7 @@ from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
 LOOK_AGAIN_S = 0.002
 """How long a worker is idle before the calls of the others are looked at."""
 
-SHORT_S = 0.001
+SHORT_S = 0.002
 """Work shorter than this is not worth dividing between workers."""
 
 SMOOTHING = 0.4
@@ -206,11 +206,9 @@ class Orchestrator:
     def _lease_size(self, task: TaskRules, load_s: float) -> int:
         if task.call_s is None:
             return 1  # Find out first.
-        size = max(1, int((self.lease_s - load_s) / task.call_s))
-        ready = self.broker.ready
-        if ready * task.call_s > SHORT_S:
-            size = min(size, -(-ready // (2 * len(self.workers))))
-        return size
+        room = int((self.lease_s - load_s) / task.call_s)
+        fair = -(-self.broker.ready // (2 * len(self.workers)))
+        return max(1, min(room, fair), int(SHORT_S / task.call_s))
 
     def _worker_with_room(self) -> tuple[int, WorkerLeases | None]:
         least, number, found = self.lease_s, -1, None

@@ -1,0 +1,1 @@
+"""Configuration: one typed definition per field, resolved from ordered sources."""

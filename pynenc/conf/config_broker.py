@@ -1,0 +1,19 @@
+"""The configuration of the broker."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pynenc.conf.field import integer, seconds
+from pynenc.conf.sources import Config
+
+
+class ConfigBroker(Config):
+    """How ready calls are kept and handed out."""
+
+    section: ClassVar[str] = "broker"
+
+    lease_s = seconds(0.02, "Seconds of work that a worker is given at a time.", least=0.001)
+    memory_bytes = integer(
+        64 << 20, "Bytes of queued arguments that stay in memory; beyond them they are read back from the database."
+    )

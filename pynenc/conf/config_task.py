@@ -1,0 +1,188 @@
+"""The options of tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from enum import Enum, StrEnum
+from typing import Any, ClassVar
+
+from pynenc.conf.field import Field, anything, boolean, choice, exception_class, exception_classes, integer, names
+from pynenc.conf.sources import PREFIX, Config, Found, nearest
+from pynenc.exceptions import ConfigError
+
+
+class ConcurrencyControlType(StrEnum):
+    """What calls of a task count as the same for concurrency control."""
+
+    DISABLED = "disabled"
+    TASK = "task"
+    ARGUMENTS = "arguments"
+    KEYS = "keys"
+
+
+class ConfigTask(Config):
+    """The options of one task, as they hold from all sources.
+
+    Args:
+        task_id: The task, `module.function`.
+        config_values: Values from the program; a table `task` holds for all tasks, a table in it named by a task id for that task.
+        config_filepath: The file to read; None looks for one.
+        task_options: What the decorator says.
+
+    >>> ConfigTask("jobs.add", task_options={"max_retries": 3}).max_retries
+    3
+    """
+
+    section: ClassVar[str] = "task"
+
+    parallel_batch_size = integer(
+        0, "Most calls of a `parallelize` per batch; 0 lets pynenc choose.", aliases=("auto_parallel_batch_size",)
+    )
+    retry_for = exception_classes("Exceptions after which a call is tried again; subclasses count.")
+    max_retries = integer(0, "How often a call is tried again at most.")
+    running_concurrency = choice(ConcurrencyControlType.DISABLED, "Which calls do not run at the same time.")
+    registration_concurrency = choice(
+        ConcurrencyControlType.DISABLED, "Which calls are not registered again while one is waiting."
+    )
+    key_arguments = names("The arguments that make calls the same under KEYS.")
+    on_diff_non_key_args_raise = boolean(
+        False, "Raise when a call has the key of a registered one but other arguments."
+    )
+    call_result_cache = boolean(False, "Answer a call from the stored result of an equal one.")
+    disable_cache_args = names("Arguments that do not count for `call_result_cache`.")
+    reroute_on_concurrency_control = boolean(True, "Have calls wait that may not run yet, rather than end them.")
+    force_new_workflow = boolean(False, "Begin a workflow of its own.")
+    triggers = anything("What starts the task by itself.")
+    max_worker_losses = integer(1, "How often a call is run again after its worker died.")
+    rerun_on_worker_loss = boolean(True, "Whether a call is run again after its worker died.")
+
+    def __init__(
+        self,
+        task_id: str,
+        config_values: Mapping[str, Any] | None = None,
+        config_filepath: str | None = None,
+        task_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.task_id = task_id
+        self._options = dict(task_options or {})
+        super().__init__(config_values, config_filepath)
+
+    def _given(self, config_values: Mapping[str, Any], config_filepath: str | None) -> Iterator[dict[str, Found]]:
+        by_name = option_fields()
+        yield {
+            by_name[name].name: Found(value, f"options of task {self.task_id}")
+            for name, value in self._options.items()
+            if name in by_name
+        }
+        yield from super()._given(config_values, config_filepath)
+
+    def _table(self, content: Mapping[str, Any], source: str) -> dict[str, Found]:
+        found = super()._table(content, source)
+        section = content.get("task", {})
+        own = section.get(self.task_id, {}) if isinstance(section, Mapping) else {}
+        by_name = option_fields()
+        for name, value in own.items():
+            where = f'{source} [task."{self.task_id}"]'
+            if name not in by_name:
+                raise ConfigError(where, name, f"unknown field{nearest(name, by_name)}")
+            found[by_name[name].name] = Found(value, where)
+        return found
+
+    def _is_inner_table(self, name: str, value: Any) -> bool:
+        return isinstance(value, Mapping)
+
+    def _variables(self, field: Field[Any]) -> Iterator[str]:
+        import os
+
+        module, _, name = self.task_id.rpartition(".")
+        wanted = {
+            f"{PREFIX}CONFIGTASK__{written}#{name}__{one}".upper()
+            for written in (module, module.replace(".", "#"))
+            for one in (field.name, *field.aliases)
+        }
+        yield from (variable for variable in os.environ if variable.upper() in wanted)
+        yield from super()._variables(field)
+
+
+def option_fields() -> dict[str, Field[Any]]:
+    """The field of each option name."""
+    return {name: field for field in ConfigTask.fields() for name in (field.name, *field.aliases)}
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of a task, a line for each.
+
+    >>> option_problems({"max_retry": 3})
+    ["max_retry: unknown option, did you mean 'max_retries'?"]
+    """
+    fields = option_fields()
+    problems = []
+    for name, value in options.items():
+        field = fields.get(name)
+        if field is None:
+            problems.append(f"{name}: unknown option{nearest(name, fields)}")
+            continue
+        try:
+            field.convert(value)
+        except (ValueError, TypeError):
+            problems.append(f"{name}: expected {field.expects}, got {value!r}")
+    return problems
+
+
+def options_to_json(options: Mapping[str, Any]) -> str:
+    """Task options as text; exception classes and enums come back as themselves.
+
+    >>> options_from_json(options_to_json({"retry_for": (ValueError,)}))
+    {'retry_for': (<class 'ValueError'>,)}
+    """
+    return json.dumps({name: _to_plain(value) for name, value in options.items()})
+
+
+def options_from_json(text: str) -> dict[str, Any]:
+    """The options that `options_to_json` wrote."""
+    return {name: _from_plain(value) for name, value in json.loads(text).items()}
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return {"enum": _dotted(type(value)), "name": value.name}
+    if isinstance(value, type):
+        return {"class": _dotted(value)}
+    if isinstance(value, tuple):
+        return {"tuple": [_to_plain(one) for one in value]}
+    if isinstance(value, set | frozenset):
+        return {"set": [_to_plain(one) for one in sorted(value, key=repr)], "frozen": isinstance(value, frozenset)}
+    if isinstance(value, list):
+        return [_to_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {"dict": [[_to_plain(key), _to_plain(one)] for key, one in value.items()]}
+    return value
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_plain(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "enum" in value:
+        return _import(value["enum"])[value["name"]]
+    if "class" in value:
+        return exception_class(value["class"])
+    if "tuple" in value:
+        return tuple(_from_plain(one) for one in value["tuple"])
+    if "set" in value:
+        made = {_from_plain(one) for one in value["set"]}
+        return frozenset(made) if value["frozen"] else made
+    return {_from_plain(key): _from_plain(one) for key, one in value["dict"]}
+
+
+def _dotted(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _import(dotted: str) -> Any:
+    import importlib
+
+    module, _, name = dotted.rpartition(".")
+    return getattr(importlib.import_module(module), name)

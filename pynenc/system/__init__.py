@@ -1,0 +1,1 @@
+"""What the operating system tells and takes: processors, locks, parents, waiting."""
