@@ -6,7 +6,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.platform not in ("linux", "darwin"):
-    raise ImportError(f"pynenc runs on Linux and macOS: it needs fork and Unix sockets, which {sys.platform} does not have")
+    raise ImportError(
+        f"pynenc runs on Linux and macOS: it needs fork and Unix sockets, which {sys.platform} does not have"
+    )
 
 from pynenc.app import Pynenc
 from pynenc.exceptions import (
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from pynenc.builder import PynencBuilder
     from pynenc.conf.config_task import ConcurrencyControlType
 
-__version__ = "0.1.0"
+from pynenc.version import __version__
 
 __all__ = [
     "ConcurrencyControlType",
@@ -48,6 +50,7 @@ __all__ = [
     "Task",
     "TaskError",
     "WorkerLostError",
+    "__version__",
 ]
 
 _LAZY = {"PynencBuilder": "pynenc.builder", "ConcurrencyControlType": "pynenc.conf.config_task"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,9 +13,14 @@ from pynenc.task import Task
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
+    import logging
+    from types import ModuleType
+
+    from pynenc.broker import Broker
     from pynenc.client.runner import ClusterRunner
     from pynenc.conf.config_pynenc import ConfigPynenc
     from pynenc.invocation.base_invocation import BaseInvocation
+    from pynenc.orchestrator import Orchestrator
     from pynenc.runner import Runner
     from pynenc.state_backend import StateBackend
     from pynenc.synchronous import SynchronousRunner
@@ -157,6 +161,28 @@ class Pynenc:
 
         return SynchronousRunner()
 
+    def report(self) -> dict[str, Any] | None:
+        """What the supervisor does just now; None when none runs."""
+        cluster = self._cluster
+        return cluster.ask("report") if cluster.connect_only() else None
+
+    def start_supervisor(self, log: str | None) -> int:
+        """Start a supervisor that stays; its pid. It prints to `log`, or to this process's terminal.
+
+        Raises:
+            RunnerError: One runs already, or it does not start.
+        """
+        return self._cluster.start_staying(log)
+
+    def stop_supervisor(self, now: bool = False) -> bool:
+        """Have the supervisor end when its work is done, or now; False when none runs."""
+        cluster = self._cluster
+        if not cluster.connect_only():
+            return False
+        cluster.ask("stop", now=now)
+        cluster.close()
+        return True
+
     def supervisor_settings(self) -> dict[str, Any]:
         """What a supervisor that this app starts needs to know."""
         from pynenc.conf.config_broker import ConfigBroker
@@ -194,8 +220,31 @@ class Pynenc:
         return StateBackend(paths_of(self.conf.state_path, self.app_id).database)
 
     @cached_property
+    def broker(self) -> Broker:
+        """How many calls wait for a worker."""
+        from pynenc.broker import Broker
+
+        return Broker(self)
+
+    @cached_property
+    def orchestrator(self) -> Orchestrator:
+        """Where calls and workers stand."""
+        from pynenc.orchestrator import Orchestrator
+
+        return Orchestrator(self)
+
+    @property
+    def serializer(self) -> ModuleType:
+        """The module that makes bytes of values and values of bytes: `dumps` and `loads`."""
+        from pynenc import serializer
+
+        return serializer
+
+    @cached_property
     def logger(self) -> logging.Logger:
         """The app's logger, `pynenc.<app_id>`, at the level of field `logging_level`."""
+        import logging
+
         logger = logging.getLogger(f"pynenc.{self.app_id}")
         logger.setLevel(self.conf.logging_level)
         return logger

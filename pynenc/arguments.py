@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -33,6 +32,8 @@ class Arguments:
         Raises:
             TypeError: They do not fit, with the sentence that the call itself would give.
         """
+        import inspect
+
         bound = inspect.signature(func).bind(*args, **kwargs)
         bound.apply_defaults()
         return cls(bound.arguments)
@@ -43,10 +44,12 @@ class Arguments:
         Raises:
             TypeError: A name is no parameter of the function, or a parameter has no value.
         """
+        import inspect
+
         signature = inspect.signature(func)
         if unknown := [name for name in self.kwargs if name not in signature.parameters]:
             raise TypeError(f"{func.__name__}() has no parameter {', '.join(map(repr, unknown))}")
-        bound = inspect.BoundArguments(signature, {n: self.kwargs[n] for n in signature.parameters if n in self.kwargs})  # type: ignore[arg-type]
+        bound = inspect.BoundArguments(signature, {n: self.kwargs[n] for n in signature.parameters if n in self.kwargs})
         signature.bind(*bound.args, **bound.kwargs)
         return bound.args, bound.kwargs
 

@@ -72,9 +72,7 @@ class InvalidTaskOptionsError(TaskError):
     def __init__(self, task_id: str, problems: Sequence[str]) -> None:
         self.problems = list(problems)
         plural = "s" if len(self.problems) != 1 else ""
-        super().__init__(
-            task_id, "\n  ".join([f"{len(self.problems)} invalid option{plural}", *self.problems])
-        )
+        super().__init__(task_id, "\n  ".join([f"{len(self.problems)} invalid option{plural}", *self.problems]))
 
     def __reduce__(self) -> tuple[type[InvalidTaskOptionsError], tuple[str, list[str]]]:
         return type(self), (self.task_id, self.problems)

@@ -46,14 +46,14 @@ class Outcomes(Protocol):
 
 
 def run_lease(
-    func: Callable[..., Any], entries: Iterable[Any], position: int, slot: Slot, outcomes: Outcomes
+    func: Callable[..., Any], entries: Iterable[Any], first_position: int, slot: Slot, outcomes: Outcomes
 ) -> int | None:
     """Run the calls of a lease one after the other.
 
     Args:
         func: The task's function.
         entries: The arguments of each call: a tuple, or frozen ones.
-        position: The position of the first call.
+        first_position: The position of the first call.
         slot: Where each call is announced before it starts, and where a cut is read.
         outcomes: Takes the frozen results and the exceptions.
 
@@ -65,7 +65,7 @@ def run_lease(
     clock, scalars, position_field, started_field = time.monotonic, SCALARS, POSITION, STARTED
     due = outcomes.due
     now = clock()
-    for position, entry in enumerate(entries, position):  # per call
+    for position, entry in enumerate(entries, first_position):  # per call
         numbers[position_field] = position
         times[started_field] = now
         if position >= numbers[CUT_FROM] and position < numbers[CUT_TO]:

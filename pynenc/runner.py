@@ -35,7 +35,17 @@ class Submission:
         failures: Failures by index.
     """
 
-    __slots__ = ("__weakref__", "_values", "callbacks", "count", "failures", "number", "runner", "stretches", "unfinished")
+    __slots__ = (
+        "__weakref__",
+        "_values",
+        "callbacks",
+        "count",
+        "failures",
+        "number",
+        "runner",
+        "stretches",
+        "unfinished",
+    )
 
     def __init__(self, runner: RemoteRunner, number: int, count: int) -> None:
         self.runner = runner
@@ -44,7 +54,7 @@ class Submission:
         self.unfinished = count
         self.stretches: dict[int, Results] = {}
         self.failures: dict[int, Failure] = {}
-        self.callbacks: list[tuple[int, Callable[[], None]]] | None = None
+        self.callbacks: list[tuple[int, Callable[[], object]]] | None = None
         self._values: list[Any] | None = None
 
     def add_results(self, results: Results) -> None:
@@ -59,7 +69,7 @@ class Submission:
             self.failures[failure.index] = failure
             self.unfinished -= 1
 
-    def take_callbacks(self, everything: bool = False) -> list[Callable[[], None]]:
+    def take_callbacks(self, everything: bool = False) -> list[Callable[[], object]]:
         """Take out the callbacks of calls that have their outcome, or all of them."""
         callbacks = self.callbacks or []
         ready = [callback for index, callback in callbacks if everything or self.has_outcome(index)]
@@ -112,7 +122,7 @@ class Runner(Protocol):
     def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> BaseInvocationGroup[Any, Any]:
         """Run a call for each item: a tuple, a dictionary, or `Arguments`."""
 
-    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int) -> Iterable[Any]:
+    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterable[Any]:
         """Run a call for each item as results are taken."""
 
     def close(self) -> None:
@@ -137,5 +147,5 @@ class RemoteRunner(Protocol):
     def parent_of(self, submission: Submission) -> str | None:
         """The id of the invocation that made the calls, if one did."""
 
-    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back once, in some thread, when a call has its outcome."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from pynenc.exceptions import SerializationError
@@ -133,7 +133,7 @@ def stored_arguments(packing: int, payload: bytes, index: int) -> Any:
 def frozen_rows(payload: bytes) -> list[Frozen]:
     """The rows of a payload, still pickled."""
     bounds = row_bounds(payload)
-    return [Frozen(payload[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [Frozen(payload[start:stop]) for start, stop in pairwise(bounds)]
 
 
 def unpack(packing: int, payload: bytes) -> list[Any]:

@@ -37,7 +37,9 @@ class InvocationStatus(StrEnum):
 NEXT_STATUSES: dict[InvocationStatus, frozenset[InvocationStatus]] = {
     InvocationStatus.REGISTERED: frozenset({InvocationStatus.PENDING}),
     # A lease can be cut before its turn, or its worker can die: back to the queue.
-    InvocationStatus.PENDING: frozenset({InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.FAILED}),
+    InvocationStatus.PENDING: frozenset(
+        {InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.FAILED}
+    ),
     InvocationStatus.RUNNING: frozenset(
         {InvocationStatus.SUCCESS, InvocationStatus.FAILED, InvocationStatus.REGISTERED}
     ),

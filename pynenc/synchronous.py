@@ -45,7 +45,7 @@ class SynchronousRunner:
         """Run one call."""
         entry = task.freeze_call(args, kwargs)
         parent = context.current()
-        invocation = SynchronousInvocation(
+        invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
             task, lambda: _arguments_of(task, entry), parent.invocation() if parent else None
         )
         _run(invocation, task.runnable, entry)
@@ -55,7 +55,7 @@ class SynchronousRunner:
         """Run a call for each item."""
         return SynchronousInvocationGroup(task, [self.submit(task, *task.call_of(item)) for item in items])
 
-    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int) -> Iterator[Any]:
+    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Run a call for each item as its result is taken."""
         return (self.submit(task, *task.call_of(item)).result for item in items)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -16,6 +14,8 @@ from pynenc.serializer import Frozen, dumps, freeze_arguments, loads
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
+    import logging
+
     from pynenc.app import Pynenc
     from pynenc.conf.config_task import ConfigTask
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
@@ -80,7 +80,9 @@ class Task(Generic[Params, Result]):
         """
         return Arguments.from_call(self.func, *args, **kwargs)
 
-    def parallelize(self, param_iter: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments]) -> BaseInvocationGroup[Params, Result]:
+    def parallelize(
+        self, param_iter: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments]
+    ) -> BaseInvocationGroup[Params, Result]:
         """Call the task once for each item.
 
         Args:
@@ -157,10 +159,14 @@ class Task(Generic[Params, Result]):
     @cached_property
     def logger(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose records carry `task_id` and `invocation_id`, and begin with them."""
+        from pynenc.logs import TaskLogger
+
         return TaskLogger(self.app.logger, {"task_id": self.task_id})
 
     def to_json(self) -> str:
         """The task as text: its id and its options."""
+        import json
+
         from pynenc.conf.config_task import options_to_json
 
         return json.dumps({"task_id": self.task_id, "options": options_to_json(self.options)})
@@ -177,6 +183,8 @@ class Task(Generic[Params, Result]):
 
     @classmethod
     def _from_json(cls, serialized: str) -> tuple[str, Callable[..., Any], dict[str, Any]]:
+        import json
+
         from pynenc.conf.config_task import options_from_json
 
         fields = json.loads(serialized)
@@ -267,18 +275,6 @@ class Task(Generic[Params, Result]):
             except SerializationError as found:
                 return TypeError(f"{self.task_id}(): argument {name!r}: {found}; it has to travel to another process")
         return TypeError(f"{self.task_id}(): {error}; arguments have to travel to another process")
-
-
-class TaskLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
-    """Adds to each record which task and which invocation it comes from."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        task_id = (self.extra or {}).get("task_id")
-        running = context.current()
-        invocation_id = running.invocation_id() if running is not None else None
-        extra = {"task_id": task_id, "invocation_id": invocation_id, **kwargs.get("extra", {})}
-        where = f"[{task_id}]" if invocation_id is None else f"[{task_id} {invocation_id}]"
-        return f"{where} {msg}", {**kwargs, "extra": extra}
 
 
 def function_of(task_id: str) -> Callable[..., Any]:

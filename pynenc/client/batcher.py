@@ -31,7 +31,7 @@ _SIZED = (list, tuple, range, dict, set, frozenset)
 class Packed(NamedTuple):
     """The arguments of some calls, ready to travel."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     packing: int
     payload: bytes
 
@@ -102,7 +102,11 @@ class Batcher:
             submission.count = submission.unfinished = index + 1
             if type(entry) is Frozen:
                 batch.frozen_bytes += len(entry)
-            if index + 1 == MAX_BATCH_CALLS or now - batch.opened >= BATCH_AGE_S or batch.frozen_bytes >= MAX_BATCH_BYTES:
+            if (
+                index + 1 == MAX_BATCH_CALLS
+                or now - batch.opened >= BATCH_AGE_S
+                or batch.frozen_bytes >= MAX_BATCH_BYTES
+            ):
                 self._leave(task)
             return submission, index
 

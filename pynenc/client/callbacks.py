@@ -50,7 +50,7 @@ class CallbackThread:
             self._wait(waiting)
 
 
-def call_back(callback: Callable[[], None]) -> None:
+def call_back(callback: Callable[[], object]) -> None:
     """Call the user's code when there is nobody to raise to: what it raises is logged."""
     try:
         callback()

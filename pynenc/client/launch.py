@@ -61,7 +61,8 @@ def prepare_state_dir(state_dir: str) -> None:
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
         if os.stat(state_dir).st_uid != os.geteuid():
             raise RunnerError(
-                f"the state directory {state_dir} belongs to another user, whose pickles would be run here: set state_dir to one of your own"
+                f"the state directory {state_dir} belongs to another user, whose pickles would be run here: "
+                "set state_dir to one of your own"
             )
         ignore = os.path.join(state_dir, ".gitignore")
         if not os.path.exists(ignore):
@@ -69,7 +70,8 @@ def prepare_state_dir(state_dir: str) -> None:
                 file.write("*\n")
     except OSError as error:
         raise RunnerError(
-            f"the state directory {state_dir} cannot be used: {error}; set state_dir (PYNENC__STATE_DIR) to a directory that can be written"
+            f"the state directory {state_dir} cannot be used: {error}; set state_dir (PYNENC__STATE_DIR) to a directory "
+            "that can be written"
         ) from error
 
 
@@ -107,20 +109,48 @@ def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket
         if found is not None:
             return found
         _remove_leftovers(paths)
-        address = _new_address()
-        try:
-            _start(paths, address, settings)
-        except BaseException:
-            shutil.rmtree(os.path.dirname(address.path), ignore_errors=True)
-            raise
-        _write_run_file(paths, address)
+        address, _ = _start_at_new_address(paths, settings, log=None)
         connection = connect(address)
     if connection is None:
         raise RunnerError("the supervisor started and ended at once; what it printed above tells why")
     return connection, address
 
 
-def _start(paths: Paths, address: Address, settings: dict[str, Any]) -> None:
+def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> int:
+    """Start a supervisor that stays when its clients have left.
+
+    Args:
+        paths: The app's files.
+        settings: What the supervisor needs to know.
+        log: The file that it and its workers print to; None for this process's own output.
+
+    Returns:
+        Its pid.
+
+    Raises:
+        RunnerError: One runs already, or it does not start; says why.
+    """
+    with FileLock(paths.start_lock):
+        found = find(paths)
+        if found is not None:
+            found[0].close()
+            raise RunnerError("a supervisor of this app and state directory runs already: pynenc runner stop ends it")
+        _remove_leftovers(paths)
+        return _start_at_new_address(paths, {**settings, "persistent": True}, log)[1]
+
+
+def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | None) -> tuple[Address, int]:
+    address = _new_address()
+    try:
+        pid = _start(paths, address, settings, log)
+    except BaseException:
+        shutil.rmtree(os.path.dirname(address.path), ignore_errors=True)
+        raise
+    _write_run_file(paths, address)
+    return address, pid
+
+
+def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> int:
     timeout_s: float = settings["start_timeout_s"]
     ready, theirs = os.pipe()
     try:
@@ -131,15 +161,23 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any]) -> None:
             "database": paths.database,
             "start_lock": paths.start_lock,
             "run_file": paths.run_file,
-            "boot_path": [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), *filter(None, sys.path)],
+            "boot_path": [
+                os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+                *filter(None, sys.path),
+            ],
             "ready_fd": theirs,
         }
+        output = open(log, "ab") if log is not None else None  # noqa: SIM115  (the child keeps it)
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOT, "pynenc.supervisor.main", json.dumps(whole)],
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             pass_fds=(theirs,),
             start_new_session=True,
         )
+        if output is not None:
+            output.close()
     finally:
         os.close(theirs)
     # It outlives this process, which therefore never waits for it.
@@ -156,6 +194,7 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any]) -> None:
     answer = json.loads(told)
     if "error" in answer:
         raise RunnerError(f"the supervisor could not start: {answer['error']}")
+    return process.pid
 
 
 def _new_address() -> Address:
@@ -165,7 +204,9 @@ def _new_address() -> Address:
         if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
             return Address(path, os.urandom(32))
         os.rmdir(directory)
-    raise RunnerError(f"no temporary directory has a path short enough for a socket: tried {tempfile.gettempdir()} and /tmp")
+    raise RunnerError(
+        f"no temporary directory has a path short enough for a socket: tried {tempfile.gettempdir()} and /tmp"
+    )
 
 
 def _write_run_file(paths: Paths, address: Address) -> None:

@@ -80,7 +80,7 @@ class ClusterRunner:
         self._answers: dict[int, Any] = {}
         self._synced = 0
         self._since_read = 0
-        self._ready: list[Callable[[], None]] = []
+        self._ready: list[Callable[[], object]] = []
         self._callbacks: CallbackThread | None = None
         self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held)
 
@@ -108,7 +108,7 @@ class ClusterRunner:
             self._send_batch(task, submission, packed, group)
         return DistributedInvocationGroup(task, self, submissions)
 
-    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int) -> Iterator[Any]:
+    def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Send calls as results are taken, so that at most `in_flight` are under way."""
         from pynenc.client.stream import stream
 
@@ -137,7 +137,7 @@ class ClusterRunner:
         self._run_ready()
         return reached
 
-    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""
         with self._lock:
             if not submission.has_outcome(index):
@@ -154,7 +154,7 @@ class ClusterRunner:
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Ask the supervisor where a call stands."""
         self._batcher.flush()
-        answer = self._ask("status", batch=submission.number, index=index)
+        answer = self.ask("status", batch=submission.number, index=index)
         if submission.has_outcome(index):  # It came before the answer did.
             return InvocationStatus.FAILED if index in submission.failures else InvocationStatus.SUCCESS
         status = str(answer["status"])
@@ -162,7 +162,7 @@ class ClusterRunner:
 
     def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
         """Ask the supervisor where the calls without outcome stand."""
-        answer = self._ask("counts", batches=[submission.number for submission in submissions])
+        answer = self.ask("counts", batches=[submission.number for submission in submissions])
         unfinished = sum(submission.unfinished for submission in submissions)
         counts = {InvocationStatus(name): min(count, unfinished) for name, count in answer.items()}
         counts[InvocationStatus.REGISTERED] = max(0, unfinished - sum(counts.values()))
@@ -236,14 +236,6 @@ class ClusterRunner:
             ),
         )
 
-    def report(self) -> dict[str, Any]:
-        """What the supervisor does just now."""
-        return self._ask("report")
-
-    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
-        """Ask the supervisor something that it knows by name; its answer."""
-        return self._ask(what, **fields)
-
     def sync(self) -> None:
         """Wait until everything that was submitted here is committed."""
         if self._connection is None:
@@ -297,6 +289,12 @@ class ClusterRunner:
             self._connection.abandon()
             self._connection = None
         self._reset()
+
+    def start_staying(self, log: str | None) -> int:
+        """Start a supervisor that stays when its clients have left; its pid."""
+        app = self._the_app()
+        launch.prepare_state_dir(app.conf.state_path)
+        return launch.start_staying(launch.paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
 
     def connect_only(self) -> bool:
         """Connect if a supervisor runs, without starting one; whether it is connected."""
@@ -434,7 +432,8 @@ class ClusterRunner:
                 return  # Another thread took it.
             call_back(callback)
 
-    def _ask(self, what: str, **fields: Any) -> dict[str, Any]:
+    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask the supervisor something that it knows by name; its answer."""
         self._connect()
         connection = self._connection
         assert connection is not None
@@ -448,9 +447,9 @@ class ClusterRunner:
 class LostRunner:
     """Stands in for the runner of calls that nobody runs any more: whoever waits is told."""
 
-    def __init__(self, runner: ClusterRunner, error: RunnerError) -> None:
+    def __init__(self, runner: ClusterRunner, error: RunnerError | None) -> None:
         self._runner = runner
-        self._error = error
+        self._error = error or SupervisorLostError("the supervisor is gone")
 
     def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Whether it is so already.
@@ -478,7 +477,7 @@ class LostRunner:
         """Read from the state backend which invocation made the calls."""
         return self._runner.parent_of(submission)
 
-    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], None]) -> None:
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Nothing is to come: call back at once."""
         call_back(callback)
 

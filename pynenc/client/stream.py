@@ -60,10 +60,15 @@ def stream(
         if not under_way:
             return
         if not ordered:
-            runner.wait_until(lambda: any(not one.unfinished for one in under_way))
-            under_way = deque(sorted(under_way, key=lambda one: one.unfinished > 0))
+            _wait_any(runner, under_way)
         submission = under_way.popleft()
         for values in wait_stretches(runner, submission):
             yield from values
         count -= submission.count
         window.passed(submission.count)
+
+
+def _wait_any(runner: ClusterRunner, under_way: deque[Submission]) -> None:
+    """Bring a batch to the front that is finished."""
+    runner.wait_until(lambda: any(not one.unfinished for one in under_way))
+    under_way.rotate(-next(i for i, one in enumerate(under_way) if not one.unfinished))

@@ -24,5 +24,6 @@ class ConfigStateBackend(Config):
     section: ClassVar[str] = "state_backend"
 
     durability = choice(
-        Durability.NORMAL, "NORMAL survives the death of any process, FULL also the loss of power; it waits for the disk."
+        Durability.NORMAL,
+        "NORMAL survives the death of any process, FULL also the loss of power; it waits for the disk.",
     )

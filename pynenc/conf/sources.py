@@ -142,9 +142,7 @@ def known_names() -> dict[str, None]:
     """Every field name of every configuration class."""
     from pynenc.conf.classes import config_classes
 
-    return {
-        name: None for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)
-    }
+    return {name: None for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)}
 
 
 def unknown_name(source: str, name: str, known: Any) -> ConfigError:

@@ -134,7 +134,9 @@ class BaseInvocation(ABC, Generic[Params, Result]):
         """
         status = self.status
         if not status.is_final:
-            raise InvocationError(self.invocation_id, f"its status is {status}, so it has no result yet; .result waits for it")
+            raise InvocationError(
+                self.invocation_id, f"its status is {status}, so it has no result yet; .result waits for it"
+            )
         return self.get()
 
     async def async_result(self) -> Result:
@@ -235,9 +237,7 @@ class BaseInvocationGroup(ABC, Generic[Params, Result]):
     def __getitem__(self, index: int) -> BaseInvocation[Params, Result]: ...
     @overload
     def __getitem__(self, index: slice) -> list[BaseInvocation[Params, Result]]: ...
-    def __getitem__(
-        self, index: int | slice
-    ) -> BaseInvocation[Params, Result] | list[BaseInvocation[Params, Result]]:
+    def __getitem__(self, index: int | slice) -> BaseInvocation[Params, Result] | list[BaseInvocation[Params, Result]]:
         if isinstance(index, slice):
             return [self._at(i) for i in range(*index.indices(len(self)))]
         size = len(self)
@@ -262,9 +262,7 @@ class _Invocations(Sequence[BaseInvocation[Params, Result]]):
     def __getitem__(self, index: int) -> BaseInvocation[Params, Result]: ...
     @overload
     def __getitem__(self, index: slice) -> list[BaseInvocation[Params, Result]]: ...
-    def __getitem__(
-        self, index: int | slice
-    ) -> BaseInvocation[Params, Result] | list[BaseInvocation[Params, Result]]:
+    def __getitem__(self, index: int | slice) -> BaseInvocation[Params, Result] | list[BaseInvocation[Params, Result]]:
         return self._group[index]
 
     def __eq__(self, other: object) -> bool:

@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Self
 
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome
+from pynenc.protocol.messages import Results
 from pynenc.runner import MISSING, RemoteRunner, Submission
 from pynenc.serializer import unpack
 from pynenc.status import InvocationStatus
@@ -143,19 +144,23 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
             yield from _outcomes_of(self._runner, submission)
 
     def as_completed(self) -> Iterator[BaseInvocation[Params, Result]]:
-        left = list(self._submissions)
         seen: dict[int, set[int]] = {}  # Of unfinished batches only.
+        left = self._submissions
         while left:
-            fresh: list[tuple[Submission, int]] = []
-
-            def something_came() -> bool:
-                fresh.extend(_unseen_outcomes(left, seen))
-                return bool(fresh)
-
-            self._runner.wait_until(something_came)
-            for submission, index in fresh:
+            for submission, index in self._wait_fresh(left, seen):
                 yield DistributedInvocation(self._task, submission, index)
             left = [one for one in left if one.unfinished or len(seen.get(one.number, ())) < one.count]
+
+    def _wait_fresh(self, left: list[Submission], seen: dict[int, set[int]]) -> list[tuple[Submission, int]]:
+        """The calls that have got their outcome since they were last asked for."""
+        fresh: list[tuple[Submission, int]] = []
+
+        def something_came() -> bool:
+            fresh.extend(_unseen_outcomes(left, seen))
+            return bool(fresh)
+
+        self._runner.wait_until(something_came)
+        return fresh
 
     def wait(self, timeout: float | None = None) -> bool:
         pending = iter(self._submissions)
@@ -196,10 +201,7 @@ def wait_stretches(runner: RemoteRunner, submission: Submission) -> Iterator[lis
     """The results of a batch in order, a stretch at a time, each as soon as it is there; raises what a call raised."""
     index = 0
     while index < submission.count:
-        if submission.unfinished:
-            at = index
-            runner.wait_until(lambda: at in submission.stretches or at in submission.failures)
-        stretch = submission.stretches.get(index)
+        stretch = _wait_stretch(runner, submission, index)
         if stretch is None:
             error = submission.error(index)
             assert error is not None
@@ -208,13 +210,17 @@ def wait_stretches(runner: RemoteRunner, submission: Submission) -> Iterator[lis
         index = stretch.stop
 
 
+def _wait_stretch(runner: RemoteRunner, submission: Submission, index: int) -> Results | None:
+    """The results that begin with a call; None when it failed."""
+    if submission.unfinished:
+        runner.wait_until(lambda: index in submission.stretches or index in submission.failures)
+    return submission.stretches.get(index)
+
+
 def _outcomes_of(runner: RemoteRunner, submission: Submission) -> Iterator[Outcome[Any]]:
     index = 0
     while index < submission.count:
-        if submission.unfinished:
-            at = index
-            runner.wait_until(lambda: at in submission.stretches or at in submission.failures)
-        stretch = submission.stretches.get(index)
+        stretch = _wait_stretch(runner, submission, index)
         if stretch is None:
             yield Outcome(None, submission.error(index))
             index += 1
@@ -224,9 +230,7 @@ def _outcomes_of(runner: RemoteRunner, submission: Submission) -> Iterator[Outco
             index = stretch.stop
 
 
-def _unseen_outcomes(
-    submissions: list[Submission], seen: dict[int, set[int]]
-) -> Iterator[tuple[Submission, int]]:
+def _unseen_outcomes(submissions: list[Submission], seen: dict[int, set[int]]) -> Iterator[tuple[Submission, int]]:
     for submission in submissions:
         before = seen.setdefault(submission.number, set())
         if len(before) == submission.count - submission.unfinished:

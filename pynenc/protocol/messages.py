@@ -114,7 +114,7 @@ class Batch(NamedTuple):
 
     id: int
     task: int
-    count: int
+    count: int  # type: ignore[assignment]
     group: int
     parent: int
     registered: float
@@ -127,7 +127,7 @@ class Batch(NamedTuple):
     @classmethod
     def from_body(cls, body: bytes) -> Batch:
         _check(body, _BATCH)
-        made = cls(*_BATCH.unpack_from(body), body[_BATCH.size :])
+        made = cls._make((*_BATCH.unpack_from(body), body[_BATCH.size :]))
         if not 1 <= made.count <= MAX_BATCH_CALLS or made.packing not in _PACKINGS:
             raise ProtocolError(f"batch {made.id}: {made.count} calls in packing {made.packing}")
         return made
@@ -166,14 +166,14 @@ class Results(NamedTuple):
         split = _RESULTS.size + durations
         if not first < stop <= MAX_BATCH_CALLS or durations not in (0, 4 * (stop - first)) or split > len(body):
             raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
-        return cls(*head, body[_RESULTS.size : split], body[split:])
+        return cls._make((*head, body[_RESULTS.size : split], body[split:]))
 
 
 class Failure(NamedTuple):
     """One call that raised: the exception's class and message in words, its traceback, and its pickle."""
 
     batch: int
-    index: int
+    index: int  # type: ignore[assignment]
     worker: int
     started: float
     """Seconds since the epoch."""
@@ -200,7 +200,7 @@ class Failure(NamedTuple):
             parts.append(body[at : at + length])
             at += length
         texts = [part.decode("utf-8", "surrogatepass") for part in parts[:3]]
-        return cls(batch, index, worker, started, ended, *texts, parts[3])
+        return cls._make((batch, index, worker, started, ended, *texts, parts[3]))
 
 
 class Lease(NamedTuple):
@@ -224,7 +224,7 @@ class Lease(NamedTuple):
     @classmethod
     def from_body(cls, body: bytes) -> Lease:
         _check(body, _LEASE)
-        return cls(*_LEASE.unpack_from(body), body[_LEASE.size :])
+        return cls._make((*_LEASE.unpack_from(body), body[_LEASE.size :]))
 
 
 def number_frame(kind: Kind, number: int) -> bytes:

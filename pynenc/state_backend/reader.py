@@ -18,7 +18,7 @@ class StoredBatch(NamedTuple):
     """A batch as it lies in the database."""
 
     task_id: str
-    count: int
+    count: int  # type: ignore[assignment]
     group: int
     parent: int
     registered: float

@@ -18,7 +18,7 @@ class BatchArrived(NamedTuple):
 
     batch: int
     task: int
-    count: int
+    count: int  # type: ignore[assignment]
     source: int
 
 
@@ -37,7 +37,7 @@ class CallFailed(NamedTuple):
 
     worker: int
     batch: int
-    index: int
+    index: int  # type: ignore[assignment]
     seconds: float
 
 
@@ -131,7 +131,7 @@ class FailLost(NamedTuple):
     worker: int
     task: int
     batch: int
-    index: int
+    index: int  # type: ignore[assignment]
     losses: int
     ran: bool
 

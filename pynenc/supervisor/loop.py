@@ -38,7 +38,18 @@ class Peer:
         on_end: Called once with the peer and why, when the other side is gone.
     """
 
-    __slots__ = ("_loop", "_outgoing", "buffered", "connection", "on_drained", "on_end", "on_frames", "open", "reader", "role")
+    __slots__ = (
+        "_loop",
+        "_outgoing",
+        "buffered",
+        "connection",
+        "on_drained",
+        "on_end",
+        "on_frames",
+        "open",
+        "reader",
+        "role",
+    )
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ import socket
 import sys
 from typing import Any
 
-from pynenc.exceptions import PynencError, ProtocolError, StateBackendError
+from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
@@ -156,7 +156,10 @@ class Supervisor:
             if not hmac.compare_digest(proof, prove(self._key, peer.role, b"client")):
                 raise ProtocolError("a client does not know the key")
             if fields.get("version") != VERSION:
-                refusal = f"the supervisor (pid {os.getpid()}) speaks protocol {VERSION}, this client {fields.get('version')}: stop it first (pynenc runner stop)"
+                refusal = (
+                    f"the supervisor (pid {os.getpid()}) speaks protocol {VERSION}, this client "
+                    f"{fields.get('version')}: stop it first (pynenc runner stop)"
+                )
                 peer.send(json_frame(Kind.REFUSED, error=refusal))
                 peer.flush()
                 raise ProtocolError(refusal)

@@ -24,10 +24,11 @@ from pynenc.protocol.messages import (
     invocation_number,
     json_frame,
     json_from,
-    number_from,
     number_frame,
+    number_from,
 )
 from pynenc.protocol.slots import SETTLE_S
+from pynenc.state_backend.store import Store
 from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
@@ -52,7 +53,6 @@ from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
-from pynenc.state_backend.store import Store
 
 
 class Task:
@@ -201,8 +201,10 @@ class Turn:
         if batch in self._orchestrator.batches:
             self._watchers.setdefault(batch, set()).add(client.number)
         results, failures = self._store.outcomes_of(batch)
-        for outcome in [*results, *failures]:
-            client.peer.send(outcome.to_frame())
+        for one in results:
+            client.peer.send(one.to_frame())
+        for failure in failures:
+            client.peer.send(failure.to_frame())
         live = batch in self._orchestrator.batches
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
 
@@ -349,10 +351,14 @@ class Turn:
         task = self._tasks[lost.task]
         call = format_invocation_id(invocation_number(lost.batch, lost.index))
         if lost.ran:
-            what = f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task {task.task_id}"
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task "
+                f"{task.task_id}"
+            )
         else:
             what = (
-                f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task {task.task_id}"
+                f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task "
+                f"{task.task_id}"
             )
         if not lost.losses or (lost.losses == 1 and not lost.ran):
             why = "it is not run again because of the task's option rerun_on_worker_loss=False"
@@ -361,7 +367,15 @@ class Turn:
         else:
             why = f"this was loss {lost.losses}, more than the task's option max_worker_losses allows"
         return Failure(
-            lost.batch, lost.index, lost.worker, started, now, "WorkerLostError", f"{what}; {why}", f"(call {call})", b""
+            lost.batch,
+            lost.index,
+            lost.worker,
+            started,
+            now,
+            "WorkerLostError",
+            f"{what}; {why}",
+            f"(call {call})",
+            b"",
         )
 
     # What others ask.
@@ -373,7 +387,7 @@ class Turn:
         workers = []
         for number, worker in self._pool.workers.items():
             leases = self._orchestrator.workers.get(number)
-            held = [leased for leased in leases.outstanding] if leases else []
+            held = list(leases.outstanding) if leases else []
             running = next((one for one in held if one.position <= worker.slot.position < one.end), None)
             workers.append(
                 {

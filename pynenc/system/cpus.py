@@ -23,10 +23,7 @@ def usable_cpus(cgroup_root: str = "/sys/fs/cgroup", own_cgroups: str = "/proc/s
         cgroup_root: Where cgroups are mounted.
         own_cgroups: The file that names the cgroups of this process.
     """
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(Path(cgroup_root), Path(own_cgroups))
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
 

@@ -137,5 +137,3 @@ def main(settings: dict[str, Any]) -> None:
     die_with_parent()
     gc.freeze()  # Forked workers then leave these objects' pages shared.
     ForkServer(settings).serve()
-
-

@@ -181,5 +181,3 @@ def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> No
     for index in range(lease.stop - lease.first):
         slot.numbers[POSITION] = lease.position + index
         shipper.failed(raised, time.monotonic())
-
-

@@ -1,0 +1,3 @@
+from pynenc.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""`pynenc runner`: a supervisor that stays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pynenc.cli.apps import find_app
+from pynenc.client.launch import paths_of
+
+
+def start(options: argparse.Namespace) -> int:
+    """Start a supervisor that stays when its clients have left."""
+    app = find_app(options.app)
+    if options.workers is not None:
+        app.conf.num_workers = options.workers
+    if options.foreground:
+        return _stay(app.start_supervisor(log=None))
+    database = paths_of(app.conf.state_path, app.app_id).database
+    log = f"{os.path.splitext(database)[0]}.log"
+    pid = app.start_supervisor(log=log)
+    print(f"supervisor of app {app.app_id!r} started: pid {pid}, its output goes to {log}")
+    return 0
+
+
+def stop(options: argparse.Namespace) -> int:
+    """End the supervisor when its work is done, or now."""
+    app = find_app(options.app)
+    if not app.stop_supervisor(now=options.now):
+        print(f"no supervisor of app {app.app_id!r} runs")
+        return 1
+    print(f"the supervisor of app {app.app_id!r} ends" + ("" if options.now else " when its work is done"))
+    return 0
+
+
+def _stay(pid: int) -> int:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        process.wait()
+    except psutil.NoSuchProcess:
+        pass
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+    return 0

@@ -1,0 +1,90 @@
+"""`pynenc status` and `pynenc show_config`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pynenc.cli.apps import find_app
+
+
+def status(options: argparse.Namespace) -> int:
+    """What the supervisor does just now, and how the calls of each task ended."""
+    from rich.console import Console
+    from rich.table import Table
+
+    app = find_app(options.app)
+    console = Console()
+    report = app.report()
+    console.print(f"app [bold]{app.app_id}[/], state in {app.conf.state_path}", highlight=False)
+    if report is None:
+        console.print("no supervisor runs")
+    else:
+        console.print(
+            f"supervisor: pid {report['pid']}, {report['clients'] - 1} other clients, "
+            f"{report['unfinished']:,} calls unfinished, {report['ready']:,} of them waiting",
+            highlight=False,
+        )
+        _print_workers(console, report["workers"])
+    table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
+    for counts in app.state_backend.counts_by_task():
+        left = counts.calls - counts.succeeded - counts.failed
+        table.add_row(counts.task_id, *(f"{n:,}" for n in (counts.calls, counts.succeeded, counts.failed, left)))
+    console.print(table)
+    app.close()
+    return 0
+
+
+def show_config(options: argparse.Namespace) -> int:
+    """Each value of the configuration and where it comes from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pynenc.conf.classes import config_classes
+    from pynenc.conf.config_pynenc import ConfigPynenc
+    from pynenc.conf.config_task import ConfigTask
+    from pynenc.conf.sources import Config, explain
+
+    app = find_app(options.app)
+    configs: list[tuple[str, Config]] = [("ConfigPynenc", app.conf)]
+    for kind in config_classes():
+        if kind not in (ConfigPynenc, ConfigTask):
+            configs.append((kind.__name__, kind(app.config_values, app.config_filepath)))
+    configs += [(f"task {task_id}", task.conf) for task_id, task in sorted(app.tasks.items())]
+    table = Table("field", "value", "source", title=f"configuration of app {app.app_id}")
+    for name, config in configs:
+        table.add_section()
+        table.add_row(f"[bold]{name}[/]", "", "")
+        for field, value, source in explain(config):
+            table.add_row(field, _shown(value), source)
+    Console().print(table)
+    return 0
+
+
+def _print_workers(console: Any, workers: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table("worker", "pid", "memory", "runs", "leased calls", title="workers")
+    for worker in workers:
+        table.add_row(
+            str(worker["worker"]),
+            str(worker["pid"]),
+            _memory_of(worker["pid"]),
+            worker["running"] or "-",
+            str(worker["leased"]),
+        )
+    console.print(table)
+
+
+def _memory_of(pid: int) -> str:
+    import psutil
+
+    try:
+        return f"{psutil.Process(pid).memory_info().rss / 1e6:.0f} MB"
+    except psutil.Error:
+        return "-"
+
+
+def _shown(value: Any) -> str:
+    name = getattr(value, "name", None)
+    return name if isinstance(name, str) else repr(value)
