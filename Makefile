@@ -1,0 +1,55 @@
+# The targets that people and CI call. Everything is installed into .venv; nothing else is touched.
+
+# The first CPython of at least 3.11 that is there, unless PYTHON says which.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all-pythons check bench docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+
+demo: $(VENV)/.installed-examples ## the main job: a census of the standard library, in parallel and serially
+	$(BIN)/pynenc run examples/census/census.py
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest
+
+test-all-pythons: ## run the tests on every CPython 3.11 to 3.13 of this machine
+	.ci/test-all-pythons
+
+check: $(VENV)/.installed-check docs ## linters, types, import contracts, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing examples
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports
+	git diff --exit-code -- docs
+
+bench: $(VENV)/.installed-bench ## measure against other executors
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.installed ## make the generated pages of docs/
+	$(BIN)/python -m pynenc.conf.reference > docs/configuration.md
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) .venvs build pynenc.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "pynenc needs CPython 3.11 or later: none was found; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --editable '.[$(if $(filter check,$*),check$(comma)examples$(comma)test,$*)]'
+	@touch $@ $(VENV)/.installed
+
+comma := ,
