@@ -30,11 +30,14 @@ class Arguments:
         """Bind a call's arguments to the function's parameters.
 
         Raises:
-            TypeError: They do not fit, with the sentence that the call itself would give.
+            TypeError: They do not fit; names the function and what is missing or too much.
         """
         import inspect
 
-        bound = inspect.signature(func).bind(*args, **kwargs)
+        try:
+            bound = inspect.signature(func).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{func.__name__}(): {error}") from None
         bound.apply_defaults()
         return cls(bound.arguments)
 

@@ -196,7 +196,7 @@ class Task(Generic[Params, Result]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         _, func, options = self._from_json(state["task"])
-        Task.__init__(self, state["app"], func, options)
+        self.__init__(state["app"], func, options)  # type: ignore[misc]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Task):

@@ -81,7 +81,9 @@ def show(reports: list[Report]) -> None:
         largest.add_row(package, f"{lines:,}")
 
     complex_ones = Table("function", "where", "branching", title="Most complex functions")
-    ranked = sorted((r for r in parsed if r.most_complex), key=lambda r: -r.most_complex.complexity if r.most_complex else 0)
+    ranked = sorted(
+        (r for r in parsed if r.most_complex), key=lambda r: -r.most_complex.complexity if r.most_complex else 0
+    )
     for report in ranked[:5]:
         function = report.most_complex
         assert function is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from pynenc.cli.apps import find_app
 from pynenc.client.launch import paths_of
@@ -16,10 +15,9 @@ def start(options: argparse.Namespace) -> int:
         app.conf.num_workers = options.workers
     if options.foreground:
         return _stay(app.start_supervisor(log=None))
-    database = paths_of(app.conf.state_path, app.app_id).database
-    log = f"{os.path.splitext(database)[0]}.log"
+    log = paths_of(app.conf.state_path, app.app_id).log
     pid = app.start_supervisor(log=log)
-    print(f"supervisor of app {app.app_id!r} started: pid {pid}, its output goes to {log}")
+    print(f"supervisor of app {app.app_id!r} started: pid {pid}, its log is {log}")
     return 0
 
 

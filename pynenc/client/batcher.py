@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
 from pynenc.runner import Submission
-from pynenc.serializer import PROTOCOL, Frozen, pack_arguments, plain_column
+from pynenc.serializer import PROTOCOL, SCALARS, Frozen, pack_arguments, plain_column
 
 if TYPE_CHECKING:
     from pynenc.task import Task
@@ -25,7 +25,7 @@ BATCH_AGE_S = 0.001
 PULL_S = 0.001
 """Items of a generator that take longer to come than this are not waited for: what is there leaves."""
 
-_SIZED = (list, tuple, range, dict, set, frozenset)
+_COLLECTIONS = (list, tuple, range, dict, set, frozenset)
 
 
 class Packed(NamedTuple):
@@ -161,24 +161,47 @@ class Batcher:
 
 
 class Chunks:
-    """Cuts an iterable into lists.
+    """Cuts the items of a `parallelize` or a stream into batches.
 
-    A generator may take its time for each item, so it is asked for one at first, and for more while they come quickly.
+    A generator may take its time for each item, so it is asked for one at first, and for more while they come quickly. It
+    may also use an object again for its next item, so its items are pickled one by one as they come.
     """
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    def __init__(self, task: Task[Any, Any], items: Iterable[Any]) -> None:
+        self._task = task
         self._source = iter(items)
-        self._count = MAX_BATCH_CALLS if isinstance(items, _SIZED) else 1
-        self._sized = isinstance(items, _SIZED)
+        self._is_collection = isinstance(items, _COLLECTIONS)
+        self._count = MAX_BATCH_CALLS if self._is_collection else 1
 
-    def take(self, size: int) -> list[Any]:
-        """Up to `size` items; none when there are no more."""
+    def take(self, size: int) -> list[Packed]:
+        """Batches of up to `size` items together; none when there are no more items.
+
+        Raises:
+            TypeError: An item is no valid call; those before it in the chunk are not sent either.
+        """
+        source = islice(self._source, min(size, self._count))
+        if self._is_collection:
+            chunk = list(source)
+            packed = _pack_columns(self._task, chunk)
+            if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
+                return [packed]
+            return list(_pack_entries(map(self._freeze, chunk)))
         began = time.monotonic()
-        chunk = list(islice(self._source, min(size, self._count)))
-        if not self._sized:
-            took = time.monotonic() - began
-            self._count = min(MAX_BATCH_CALLS, 2 * self._count) if 2 * took <= PULL_S else max(1, self._count // 2)
-        return chunk
+        batches = list(_pack_entries(map(self._freeze, source)))
+        took = time.monotonic() - began
+        self._count = min(MAX_BATCH_CALLS, 2 * self._count) if 2 * took <= PULL_S else max(1, self._count // 2)
+        return batches
+
+    def _freeze(self, item: Any) -> Any:
+        """An item as it can wait: as it is when it is a tuple of numbers, else as the task says."""
+        task = self._task
+        if type(item) is tuple and task.takes_positional(len(item)):  # per call
+            for value in item:
+                if type(value) not in SCALARS:
+                    break
+            else:
+                return item
+        return task.freeze_call(*task.call_of(item))
 
 
 def pack_items(task: Task[Any, Any], items: Iterable[Any], batch_calls: int) -> Iterator[Packed]:
@@ -186,27 +209,24 @@ def pack_items(task: Task[Any, Any], items: Iterable[Any], batch_calls: int) -> 
 
     Items are pickled as they are taken: what the caller does to them afterwards is not seen.
     """
-    chunks = Chunks(items)
-    while chunk := chunks.take(batch_calls):
-        yield from pack_chunk(task, chunk)
+    chunks = Chunks(task, items)
+    while batches := chunks.take(batch_calls):
+        yield from batches
 
 
-def pack_chunk(task: Task[Any, Any], chunk: list[Any]) -> Iterator[Packed]:
-    packed = _pack_columns(task, chunk)
-    if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
-        yield packed
-        return
+def _pack_entries(frozen: Iterable[Any]) -> Iterator[Packed]:
+    """Pack calls that are frozen already, as many together as a batch may hold in bytes."""
     entries: list[Any] = []
     held = 0
-    for item in chunk:
-        entry = task.freeze_call(*task.call_of(item))
+    for entry in frozen:
         size = len(entry) if type(entry) is Frozen else 0
         if entries and held + size > MAX_BATCH_BYTES:
             yield Packed(len(entries), *pack_arguments(entries))
             entries, held = [], 0
         entries.append(entry)
         held += size
-    yield Packed(len(entries), *pack_arguments(entries))
+    if entries:
+        yield Packed(len(entries), *pack_arguments(entries))
 
 
 def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:

@@ -29,14 +29,18 @@ class Connection:
     Args:
         connected: A fresh connection to the supervisor's address; the handshake is made here.
         on_frame: Told of each frame that comes, by whichever thread reads it.
+        is_worker: Whether this process is one of the supervisor's own workers.
 
     Attributes:
         client: The number that the supervisor gave this client.
     """
 
-    def __init__(self, connected: socket.socket, address: Address, on_frame: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self, connected: socket.socket, address: Address, on_frame: Callable[[int, bytes], None], is_worker: bool
+    ) -> None:
         self._socket = connected
         self._on_frame = on_frame
+        self._is_worker = is_worker
         self._frames = FrameReader()
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._send_lock = threading.Lock()
@@ -160,8 +164,10 @@ class Connection:
         self.supervisor_pid = 0
         challenge = self._next_frame(Kind.CHALLENGE)
         mine = os.urandom(CHALLENGE_BYTES)
-        fields = json.dumps({"version": VERSION, "pid": os.getpid()}).encode()
-        self.send(frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields))
+        fields = json.dumps({"version": VERSION, "pid": os.getpid(), "is_worker": self._is_worker}).encode()
+        proof = frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields)
+        # What workers print for this client is to appear where this process prints.
+        socket.send_fds(self._socket, [proof], [fd for fd in (1, 2) if _is_open(fd)])
         welcome = self._next_frame(Kind.WELCOME)
         if not hmac.compare_digest(welcome[:PROOF_BYTES], prove(key, mine, b"supervisor")):
             raise ProtocolError("whoever listens at the supervisor's address does not know its key")
@@ -170,9 +176,12 @@ class Connection:
 
     def _next_frame(self, expected: Kind) -> bytes:
         while True:
-            received = self._socket.recv(READ_BYTES)
+            try:
+                received = self._socket.recv(READ_BYTES)
+            except OSError:
+                received = b""
             if not received:
-                raise RunnerError("the supervisor closed the connection during the handshake")
+                raise SupervisorLostError("the supervisor closed the connection during the handshake")
             for kind, body in self._frames.feed(received):
                 if kind == Kind.REFUSED:
                     raise RunnerError(str(json_from(body).get("error")))
@@ -184,3 +193,11 @@ class Connection:
 def query_frame(what: str, **fields: Any) -> bytes:
     """A question to the supervisor."""
     return json_frame(Kind.QUERY, what=what, **fields)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

@@ -36,6 +36,7 @@ class Paths(NamedTuple):
     database: str
     start_lock: str
     run_file: str
+    log: str
 
 
 class Address(NamedTuple):
@@ -48,7 +49,7 @@ class Address(NamedTuple):
 def paths_of(state_dir: str, app_id: str) -> Paths:
     """The files of an app; the app's id is made a safe file name."""
     name = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in app_id)
-    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run")))
+    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run", ".log")))
 
 
 def prepare_state_dir(state_dir: str) -> None:
@@ -109,10 +110,10 @@ def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket
         if found is not None:
             return found
         _remove_leftovers(paths)
-        address, _ = _start_at_new_address(paths, settings, log=None)
+        address, _ = _start_at_new_address(paths, settings, paths.log)
         connection = connect(address)
     if connection is None:
-        raise RunnerError("the supervisor started and ended at once; what it printed above tells why")
+        raise RunnerError(f"the supervisor started and ended at once; its log tells why: {paths.log}")
     return connection, address
 
 
@@ -122,7 +123,7 @@ def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> in
     Args:
         paths: The app's files.
         settings: What the supervisor needs to know.
-        log: The file that it and its workers print to; None for this process's own output.
+        log: The file that the supervisor prints to; None for this process's own output.
 
     Returns:
         Its pid.
@@ -167,6 +168,7 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             ],
             "ready_fd": theirs,
         }
+        # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
         output = open(log, "ab") if log is not None else None  # noqa: SIM115  (the child keeps it)
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOT, "pynenc.supervisor.main", json.dumps(whole)],
@@ -190,7 +192,7 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
         told = pipe.read()
     if not told:
-        raise RunnerError("the supervisor ended while it started; what it printed above tells why")
+        raise RunnerError(f"the supervisor ended while it started; its log tells why: {paths.log}")
     answer = json.loads(told)
     if "error" in answer:
         raise RunnerError(f"the supervisor could not start: {answer['error']}")

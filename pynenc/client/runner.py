@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 READ_EVERY = 16
 """While batches only go out, look at what has come back after so many of them."""
 
+GREETINGS = 20
+"""How many supervisors may die under a client's hands before it gives up."""
+
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
 
@@ -153,8 +156,11 @@ class ClusterRunner:
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Ask the supervisor where a call stands."""
-        self._batcher.flush()
-        answer = self.ask("status", batch=submission.number, index=index)
+        try:
+            self._batcher.flush()
+            answer = self.ask("status", batch=submission.number, index=index)
+        except SupervisorLostError:
+            return InvocationStatus.REGISTERED  # Nobody runs it.
         if submission.has_outcome(index):  # It came before the answer did.
             return InvocationStatus.FAILED if index in submission.failures else InvocationStatus.SUCCESS
         status = str(answer["status"])
@@ -325,11 +331,18 @@ class ClusterRunner:
                 return
             launch.prepare_state_dir(app.conf.state_path)
             paths = launch.paths_of(app.conf.state_path, app.app_id)
-            self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
+            for attempt in range(GREETINGS):
+                try:
+                    self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
+                    break
+                except SupervisorLostError:
+                    # One that is just being killed still takes connections for a moment.
+                    if attempt == GREETINGS - 1:
+                        raise
             _close_at_exit()
 
     def _greet(self, connected: Any, address: launch.Address) -> None:
-        self._connection = Connection(connected, address, self._take_in)
+        self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
         self._number_batches(self._connection.client)
 
     def _number_batches(self, client: int) -> None:

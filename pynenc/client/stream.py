@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pynenc.client.batcher import Chunks, pack_chunk
+from pynenc.client.batcher import Chunks
 from pynenc.invocation.distributed import wait_stretches
 from pynenc.runner import Submission
 
@@ -44,19 +44,19 @@ def stream(
     runner: ClusterRunner, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None
 ) -> Iterator[Any]:
     """Send calls as their results are taken."""
-    chunks = Chunks(items)
+    chunks = Chunks(task, items)
     window = Window(in_flight)
     under_way: deque[Submission] = deque()
     count = group = 0
     while True:
         while count < window.size:
-            chunk = chunks.take(max(1, min(window.size // 8, window.size - count)))
-            if not chunk:
+            batches = chunks.take(max(1, min(window.size // 8, window.size - count)))
+            if not batches:
                 break
-            for packed in pack_chunk(task, chunk):
+            for packed in batches:
                 under_way.append(runner.submit_packed(task, packed, group))
                 group = group or under_way[-1].number
-            count += len(chunk)
+                count += packed.count
         if not under_way:
             return
         if not ordered:

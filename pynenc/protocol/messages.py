@@ -87,7 +87,7 @@ class Kind(IntEnum):
     SPAWN = 19
     SPAWNED = 20
     EXITED = 21
-    RENUMBER = 22
+    OUTPUT = 22
 
 
 class Packing(IntEnum):

@@ -126,7 +126,7 @@ class KeepOutcome(NamedTuple):
 
 
 class FailLost(NamedTuple):
-    """Fail a call whose worker died, once too often or at all. `ran` tells whether it was running then."""
+    """Fail a call whose worker died: `losses` times, and too often, or `may_rerun` is false; `ran`: it was running then."""
 
     worker: int
     task: int
@@ -134,6 +134,7 @@ class FailLost(NamedTuple):
     index: int  # type: ignore[assignment]
     losses: int
     ran: bool
+    may_rerun: bool
 
 
 class BatchFinished(NamedTuple):

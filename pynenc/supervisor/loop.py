@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import selectors
 import socket
 import time
@@ -26,6 +27,8 @@ READS_PER_TURN = 16
 SEND_PARTS = 512
 """How many buffers one system call sends, below every system's limit."""
 
+MAX_DESCRIPTORS = 4
+
 Frames: TypeAlias = "list[tuple[int, bytes]]"
 
 
@@ -39,16 +42,19 @@ class Peer:
     """
 
     __slots__ = (
+        "_attached",
         "_loop",
         "_outgoing",
         "buffered",
         "connection",
+        "descriptors",
         "on_drained",
         "on_end",
         "on_frames",
         "open",
         "reader",
         "role",
+        "takes_descriptors",
     )
 
     def __init__(
@@ -61,6 +67,7 @@ class Peer:
     ) -> None:
         self._loop = loop
         self._outgoing: deque[bytes | memoryview] = deque()
+        self._attached: dict[bytes, list[int]] = {}
         self.connection = connection
         self.reader = FrameReader(max_body_bytes)
         self.on_frames = on_frames
@@ -69,6 +76,8 @@ class Peer:
         self.buffered = 0
         self.open = True
         self.role: Any = None
+        self.takes_descriptors = False
+        self.descriptors: list[int] = []
 
     def send(self, frame: bytes) -> None:
         """Put a frame into the outgoing bytes; the loop sends them before it waits."""
@@ -78,13 +87,39 @@ class Peer:
             self._outgoing.append(frame)
             self.buffered += len(frame)
 
+    def send_descriptors(self, frame: bytes, descriptors: list[int]) -> None:
+        """Send a frame that carries open files. They are duplicated, so the caller may close its own at once."""
+        if self.open:
+            self._attached[frame] = [os.dup(descriptor) for descriptor in descriptors]
+            self.send(frame)
+
+    def close(self) -> None:
+        """Close the connection and what was to be sent over it."""
+        self.open = False
+        self.connection.close()
+        for descriptors in [self.descriptors, *self._attached.values()]:
+            close_all(descriptors)
+        self._attached.clear()
+
+    def _parts(self) -> list[bytes | memoryview]:
+        """What one system call can send: up to the next frame that carries open files, or that frame alone."""
+        if not self._attached:
+            return list(itertools.islice(self._outgoing, SEND_PARTS))
+        parts = list(itertools.takewhile(lambda part: part not in self._attached, self._outgoing))
+        return parts or [self._outgoing[0]]
+
     def flush(self) -> None:
         """Send as much as the other side takes without waiting."""
         outgoing = self._outgoing
         while outgoing and self.open:
-            parts = list(itertools.islice(outgoing, SEND_PARTS))
+            parts = self._parts()
             try:
-                sent = self.connection.sendmsg(parts)
+                carried = self._attached.get(parts[0]) if self._attached and isinstance(parts[0], bytes) else None
+                if carried is not None:
+                    sent = socket.send_fds(self.connection, parts, carried)
+                    close_all(self._attached.pop(bytes(parts[0])))
+                else:
+                    sent = self.connection.sendmsg(parts)
             except BlockingIOError:
                 self._loop.wait_for_room(self)
                 return
@@ -181,22 +216,29 @@ class Loop:
         """Read what a peer has sent and hand its frames on."""
         for _ in range(READS_PER_TURN):
             try:
-                count = peer.connection.recv_into(self._buffer)
+                received = self._read(peer)
             except BlockingIOError:
                 return
             except OSError as error:
                 self.end(peer, str(error))
                 return
-            if not count:
+            if not received:
                 self.end(peer, "it closed the connection")
                 return
             try:
-                peer.on_frames(peer, peer.reader.feed(bytes(self._buffer[:count])))
+                peer.on_frames(peer, peer.reader.feed(received))
             except ProtocolError as error:
                 self.end(peer, str(error))
                 return
-            if count < READ_BYTES:
+            if len(received) < READ_BYTES:
                 return
+
+    def _read(self, peer: Peer) -> bytes:
+        if peer.takes_descriptors:
+            received, descriptors, _, _ = socket.recv_fds(peer.connection, READ_BYTES, MAX_DESCRIPTORS)
+            peer.descriptors += descriptors
+            return received
+        return bytes(self._buffer[: peer.connection.recv_into(self._buffer)])
 
     def wait_for_room(self, peer: Peer) -> None:
         """Go on sending when the peer takes bytes again."""
@@ -206,20 +248,25 @@ class Loop:
         """Close a connection and tell its owner, once."""
         if not peer.open:
             return
-        peer.open = False
         self._selector.unregister(peer.connection)
-        peer.connection.close()
+        peer.close()
         peer.on_end(peer, why)
 
     def close(self) -> None:
         """Close every connection that is still open; nobody is told."""
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, Peer):
-                key.data.open = False
-            with contextlib.suppress(OSError):
-                key.fileobj.close()  # type: ignore[union-attr]
+                key.data.close()
+            else:
+                key.data[0].close()
         self._selector.close()
 
     def _accept(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             on_connection(listener.accept()[0])
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close open files, and forget them."""
+    while descriptors:
+        os.close(descriptors.pop())

@@ -83,7 +83,7 @@ class Supervisor:
             self._fail(str(error))
         if self.turn.interrupted and not self.pool.persistent:
             self._terminated()
-        elif self._had_client and not self.turn.clients and not self.pool.persistent and self.turn.drained():
+        elif self._had_client and not self.turn.has_clients() and not self.pool.persistent and self.turn.drained():
             self._end()
 
     def _end(self) -> None:
@@ -145,6 +145,7 @@ class Supervisor:
     def _accept(self, connection: socket.socket) -> None:
         peer = Peer(self.loop, connection, self._proof_came, lambda *_: None, MAX_UNPROVEN_BODY_BYTES)
         peer.role = os.urandom(32)
+        peer.takes_descriptors = True
         self.loop.add(peer)
         peer.send(frame(Kind.CHALLENGE, peer.role))
 
@@ -164,8 +165,9 @@ class Supervisor:
                 peer.flush()
                 raise ProtocolError(refusal)
             peer.reader.max_body_bytes = MAX_BODY_BYTES
+            peer.takes_descriptors = False
             self._had_client = True
-            number = self.turn.client_joined(peer, int(fields.get("pid", 0)))
+            number = self.turn.client_joined(peer, int(fields.get("pid", 0)), bool(fields.get("is_worker")))
             answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
             peer.send(frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode()))
         if frames[1:]:

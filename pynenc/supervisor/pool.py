@@ -39,6 +39,7 @@ class Worker:
 
     Attributes:
         tasks: The numbers of the tasks it was told about.
+        output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
         ran_s: For how long it had run its last call when it ended.
     """
@@ -50,6 +51,7 @@ class Worker:
         self.peer: Peer
         self.pid = 0
         self.tasks: set[int] = set()
+        self.output_of = 0
         self.death = ""
         self.ran_s = 0.0
 

@@ -70,14 +70,16 @@ class Client:
     """A connected client.
 
     Attributes:
+        is_worker: Whether it is a worker whose task calls tasks; nobody stays for its sake.
         tasks: Its own numbers of the tasks that it declared.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
     """
 
-    __slots__ = ("backlog", "number", "peer", "tasks")
+    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks")
 
-    def __init__(self, number: int, peer: Peer) -> None:
+    def __init__(self, number: int, peer: Peer, is_worker: bool) -> None:
         self.number = number
+        self.is_worker = is_worker
         self.peer = peer
         self.tasks: dict[int, Task] = {}
         self.backlog: deque[tuple[Kind, int]] = deque()
@@ -127,16 +129,20 @@ class Turn:
             peer.send(answer)
         self._after_commit.clear()
 
+    def has_clients(self) -> bool:
+        """Whether anybody from outside is connected."""
+        return any(not client.is_worker for client in self.clients.values())
+
     def drained(self) -> bool:
         """Whether no call waits for its outcome and nobody waits for an answer."""
         return not self._orchestrator.batches and not self._events and not self._after_commit
 
     # What clients send.
 
-    def client_joined(self, peer: Peer, pid: int) -> int:
+    def client_joined(self, peer: Peer, pid: int, is_worker: bool) -> int:
         """Give a client its number and begin to listen to it."""
         number = self._store.add_client(pid)
-        client = Client(number, peer)
+        client = Client(number, peer, is_worker)
         self.clients[number] = client
         peer.role = client
         peer.on_frames = self.client_frames
@@ -158,16 +164,15 @@ class Turn:
                 self._watch(client, number_from(body))
             elif kind == Kind.QUERY:
                 self._query(client, json_from(body))
-            elif kind == Kind.RENUMBER:
-                number = self._store.add_client(0)
-                self.clients[number] = client
-                peer.send(number_frame(Kind.RENUMBER, number))
             elif kind == Kind.GOODBYE:
-                self.interrupted = self.interrupted or (body == b"interrupted" and len(self.clients) == 1)
+                self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
                 self.loop.end(peer, "it said goodbye")
                 return
             else:
                 raise ProtocolError(f"a client sent a frame of kind {kind}")
+
+    def _is_only_client(self, client: Client) -> bool:
+        return all(other is client or other.is_worker for other in self.clients.values())
 
     def _batch_came(self, client: Client, batch: Batch) -> None:
         task = client.tasks.get(batch.task)
@@ -238,6 +243,10 @@ class Turn:
             del self.clients[number]
         for watchers in self._watchers.values():
             watchers.discard(client.number)
+        for worker in self._pool.workers.values():
+            if worker.output_of == client.number:
+                # Whoever reads that output waits for its end, so nobody may hold it open.
+                self._direct_output(worker, client.number)
 
     def _client_drained(self, peer: Peer) -> None:
         client: Client = peer.role
@@ -303,6 +312,7 @@ class Turn:
 
     def _lease(self, lease: LeaseCalls) -> None:
         worker = self._pool.workers[lease.worker]
+        self._direct_output(worker, lease.batch >> BATCH_NUMBER_BITS)
         if lease.task not in worker.tasks:
             worker.tasks.add(lease.task)
             task = self._tasks[lease.task]
@@ -310,6 +320,15 @@ class Turn:
         packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
         message = Lease(lease.position, lease.batch, lease.task, lease.first, lease.stop, packing, payload)
         worker.peer.send(message.to_frame())
+
+    def _direct_output(self, worker: Worker, client_number: int) -> None:
+        """Have what the worker prints from here on appear where the client's own output does."""
+        client = self.clients.get(client_number)
+        wanted = client_number if client is not None else 0
+        if worker.output_of != wanted:
+            worker.output_of = wanted
+            files = client.peer.descriptors if client is not None else []
+            worker.peer.send_descriptors(number_frame(Kind.OUTPUT, len(files)), files)
 
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
@@ -360,12 +379,10 @@ class Turn:
                 f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task "
                 f"{task.task_id}"
             )
-        if not lost.losses or (lost.losses == 1 and not lost.ran):
-            why = "it is not run again because of the task's option rerun_on_worker_loss=False"
-        elif lost.losses == 1:
-            why = "it is not run again: the task's options max_worker_losses and rerun_on_worker_loss do not allow it"
-        else:
+        if lost.may_rerun:
             why = f"this was loss {lost.losses}, more than the task's option max_worker_losses allows"
+        else:
+            why = "it is not run again because of the task's option rerun_on_worker_loss=False"
         return Failure(
             lost.batch,
             lost.index,

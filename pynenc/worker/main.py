@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import mmap
 import os
 import select
 import socket
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +18,14 @@ from typing import Any
 from pynenc import context, execution
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
-from pynenc.protocol.messages import Kind, Lease, json_from
+from pynenc.protocol.messages import Kind, Lease, json_from, number_from
 from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
+
+
+ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
+"""Room for the open files that come with one read."""
 
 
 class DeclaredTask:
@@ -55,6 +62,29 @@ class DeclaredTask:
         self.func = execution.runnable(task.func)
 
 
+class Output:
+    """The files that calls from here on print to; none when their client has gone."""
+
+    def __init__(self, files: list[int]) -> None:
+        self._files = files
+
+    def use(self) -> None:
+        """Put these files in the place of the standard output and error."""
+        flush_output()
+        files = self._files or [os.open(os.devnull, os.O_WRONLY)]
+        os.dup2(files[0], 1)
+        os.dup2(files[-1], 2)
+        for file in files:
+            os.close(file)
+
+
+def flush_output() -> None:
+    """Let what was printed appear. What cannot be written any more is nobody's fault here."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
 class Worker:
     """Runs leases in the order in which they come."""
 
@@ -66,16 +96,21 @@ class Worker:
         self._poll.register(connection, select.POLLIN)
         self._reader = FrameReader()
         self._buffer = memoryview(bytearray(READ_BYTES))
-        self._leases: deque[Lease] = deque()
+        self._files: list[int] = []
+        self._leases: deque[Lease | Output] = deque()
         self._tasks: dict[int, DeclaredTask] = {}
         self._dropped_to = 0
-        self._shipper = leases.Shipper(connection.sendall, number)
+        self._shipper = leases.Shipper(self._send, number)
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
         while self._receive():
             while self._leases:
-                self._run_one(self._leases.popleft())
+                following = self._leases.popleft()
+                if isinstance(following, Output):
+                    following.use()
+                else:
+                    self._run_one(following)
                 if not self._leases and self._more_has_come() and not self._receive():
                     return
             self._shipper.ship()
@@ -94,16 +129,18 @@ class Worker:
         dropped_to = leases.run(lease, declared.task, declared.func, self._slot, self._shipper)
         if dropped_to is not None:
             self._dropped_to = dropped_to
-            self._leases = deque(lease for lease in self._leases if lease.position >= dropped_to)
+            self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
         if not self._spin.look(lambda: self._poll.poll(0)):
             self._poll.poll()
         try:
-            count = self._connection.recv_into(self._buffer)
+            count, attached, _, _ = self._connection.recvmsg_into([self._buffer], ATTACHED_BYTES)
         except ConnectionError:
             return False
+        for _, _, descriptors in attached:
+            self._files += array("i", descriptors)
         for kind, body in self._reader.feed(bytes(self._buffer[:count])):
             if kind == Kind.LEASE:
                 lease = Lease.from_body(body)
@@ -112,7 +149,15 @@ class Worker:
             elif kind == Kind.TASK:
                 fields = json_from(body)
                 self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+            elif kind == Kind.OUTPUT:
+                count = number_from(body)
+                self._leases.append(Output(self._files[:count]))
+                del self._files[:count]
         return count > 0
+
+    def _send(self, message: bytes) -> None:
+        flush_output()  # What a call printed is seen before its result.
+        self._connection.sendall(message)
 
     def _more_has_come(self) -> bool:
         return bool(self._poll.poll(0))
@@ -123,5 +168,8 @@ def main(settings: dict[str, Any], number: int, slot: int, connection: int, memo
     context.worker_of = context.WorkerOf(
         settings["app_id"], settings["address"], bytes.fromhex(settings["key"]), settings["database"]
     )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     with socket.socket(fileno=connection) as supervisor:
         Worker(number, supervisor, Slot(memory, slot)).run()

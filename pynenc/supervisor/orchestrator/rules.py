@@ -241,7 +241,10 @@ class Orchestrator:
         if task.rerun_on_worker_loss and losses <= task.max_worker_losses:
             self.broker.put_back(calls)
             return []
-        return [FailLost(loss.worker, calls.task, calls.batch, index, losses, ran), *self._finish(calls.batch, 1)]
+        return [
+            FailLost(loss.worker, calls.task, calls.batch, index, losses, ran, task.rerun_on_worker_loss),
+            *self._finish(calls.batch, 1),
+        ]
 
     def _finish(self, batch: int, count: int) -> list[Effect]:
         state = self.batches[batch]

@@ -1,0 +1,114 @@
+"""No test leaves anything behind: processes, descriptors, threads, run directories, shared memory."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from tests import tasks
+
+GONE_S = 20.0
+"""How long what a test used may take to end. Ends are waited for, so this bounds a failure, not a success."""
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Finished(NamedTuple):
+    """A program that has run."""
+
+    code: int
+    out: str
+    err: str
+
+
+def wait_until(done: Callable[[], bool], what: str, seconds: float = GONE_S) -> None:
+    """Wait for a condition of other processes, which nothing here can be told of."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        threading.Event().wait(0.005)
+
+
+def own_processes(marker: str) -> list[psutil.Process]:
+    """Processes of pynenc that this test started, found by the environment variable that marks them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("PYNENC_TEST_MARKER") == marker:
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def open_descriptors() -> int:
+    gc.collect()
+    return psutil.Process().num_fds()
+
+
+def shared_memory() -> set[str]:
+    directory = Path("/dev/shm")
+    return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run each test with a state directory and a temporary directory of its own, and see that nothing stays."""
+    if "unit" in request.node.nodeid.split("/")[1:2]:
+        yield
+        return
+    marker = f"{os.getpid()}-{time.monotonic_ns()}"
+    temporary = Path(tempfile.mkdtemp(prefix="pt-"))  # Short: sockets have short paths.
+    monkeypatch.setenv("PYNENC_TEST_MARKER", marker)
+    monkeypatch.setenv("PYNENC__STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PYNENC__NUM_WORKERS", "2")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    tasks.use_fresh_configuration()
+    before = open_descriptors(), shared_memory()
+    yield
+    tasks.close()
+    wait_until(lambda: not own_processes(marker), "processes of the test have ended")
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pynenc")]
+    assert not threads, f"threads were left: {threads}"
+    assert open_descriptors() <= before[0], "descriptors were left open"
+    assert shared_memory() <= before[1], "shared memory was left"
+    left = sorted(path.name for path in temporary.iterdir())
+    assert not left, f"files were left in the temporary directory: {left}"
+    temporary.rmdir()
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., Finished]:
+    """Run a small project as a user would: its files in a directory, a command there, a bound on its time."""
+
+    def run(files: dict[str, str], *arguments: str, timeout: float = 40, **environment: str) -> Finished:
+        project = tmp_path / "project"
+        project.mkdir(exist_ok=True)
+        for name, text in files.items():
+            path = project / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        finished = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=project,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+    return run

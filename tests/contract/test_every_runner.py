@@ -1,0 +1,300 @@
+"""What holds for calls however they are run: in worker processes, and in synchronous mode."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Iterator
+
+import pytest
+
+from pynenc import InvocationStatus, SerializationError
+from pynenc.exceptions import WorkerTraceback
+from pynenc.invocation import (
+    DistributedInvocation,
+    DistributedInvocationGroup,
+    SynchronousInvocation,
+    SynchronousInvocationGroup,
+)
+from tests import tasks
+
+
+@pytest.fixture(params=["distributed", "synchronous"], autouse=True)
+def mode(request: pytest.FixtureRequest, leaves_nothing: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "synchronous":
+        monkeypatch.setenv("PYNENC__DEV_MODE_FORCE_SYNC_TASKS", "True")
+    return str(request.param)
+
+
+def test_a_call_gives_an_invocation_whose_result_is_what_the_function_returns(mode: str) -> None:
+    invocation = tasks.add(1, 2)
+    kind = DistributedInvocation if mode == "distributed" else SynchronousInvocation
+    assert type(invocation) is kind
+    assert invocation.result == 3
+    assert invocation.result == 3
+    assert invocation.status is InvocationStatus.SUCCESS
+    assert invocation.exception is None
+    assert invocation.num_retries == 0
+    assert invocation.get_final_result() == 3
+    assert invocation.task is tasks.add
+    assert invocation.app is tasks.app
+
+
+def test_parallelize_takes_tuples_dictionaries_and_arguments_mixed(mode: str) -> None:
+    group = tasks.add.parallelize([(1, 1), tasks.add.args(1, 2), {"x": 2, "y": 3}])
+    kind = DistributedInvocationGroup if mode == "distributed" else SynchronousInvocationGroup
+    assert type(group) is kind
+    assert list(group.results) == [2, 3, 5]
+    assert list(group.results) == [2, 3, 5]
+    assert len(group) == len(group.invocations) == 3
+    assert [invocation.result for invocation in group] == [2, 3, 5]
+    assert group[-1].result == 5
+    assert [invocation.result for invocation in group[1:]] == [3, 5]
+    assert group.invocations[0] == group[0]
+    assert group.counts == {InvocationStatus.SUCCESS: 3}
+    with pytest.raises(IndexError):
+        group[3]
+
+
+def test_an_empty_group_is_done() -> None:
+    group = tasks.add.parallelize([])
+    assert list(group.results) == []
+    assert len(group) == 0
+    assert group.wait(0)
+    assert group.counts == {}
+
+
+@pytest.mark.parametrize(
+    ("invocation", "expected"),
+    [
+        (lambda: tasks.total(1, 2, 3, a=4), 10),
+        (lambda: tasks.total(), 0),
+        (lambda: tasks.keyword_only(x=5), 5),
+        (lambda: tasks.add(y=1, x=2), 3),
+        (lambda: tasks.add._call(tasks.add.args(4, y=5)), 9),
+        (lambda: tasks.total._call(tasks.total.args(1, 2, a=3)), 6),
+        (lambda: tasks.slowly_double(4), 8),
+    ],
+)
+def test_arguments_reach_the_function_however_the_call_is_written(invocation, expected) -> None:  # type: ignore[no-untyped-def]
+    assert invocation().result == expected
+
+
+def test_arguments_are_what_they_were_at_the_call() -> None:
+    items = [1, 2]
+    invocation = tasks.echo(items)
+    items.append(3)
+    assert invocation.result == [1, 2]
+    assert invocation.arguments.kwargs == {"value": [1, 2]}
+
+
+def test_items_that_a_generator_uses_again_are_told_apart() -> None:
+    def growing() -> Iterator[tuple[list[int]]]:
+        shared: list[int] = []
+        for number in range(5):
+            shared.append(number)
+            yield (shared,)
+
+    assert list(tasks.echo.parallelize(growing()).results) == [list(range(n)) for n in range(1, 6)]
+
+
+def test_calls_do_not_share_arguments_or_results() -> None:
+    shared: list[int] = []
+    assert list(tasks.append_to.parallelize([(shared,)] * 4).results) == [[1]] * 4
+    assert shared == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        0,
+        -(1 << 70),
+        1.5,
+        float("inf"),
+        1j,
+        "",
+        "ä\udc80",
+        "x" * 100_000,
+        b"",
+        b"\0" * 300_000,
+        (),
+        [],
+        {},
+        {1},
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_values_come_back_equal_and_of_the_same_type(value: object) -> None:
+    for result in (tasks.echo(value).result, *tasks.echo.parallelize([(value,), (value,)]).results):
+        assert result == value
+        assert type(result) is type(value)
+
+
+def test_what_a_task_raises_is_raised_by_the_result(mode: str) -> None:
+    invocation = tasks.fail("boom")
+    with pytest.raises(ValueError, match="boom") as raised:
+        _ = invocation.result
+    assert invocation.status is InvocationStatus.FAILED
+    assert isinstance(invocation.exception, ValueError)
+    if mode == "distributed":
+        assert isinstance(raised.value.__cause__, WorkerTraceback)
+        assert "raise ValueError(message)" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize("kind", ["unfriendly", "unpicklable", "mute"])
+def test_an_exception_that_cannot_travel_fails_its_call_alone(kind: str) -> None:
+    error = tasks.fail_with(kind).exception
+    if kind == "mute":
+        assert type(error) is tasks.Mute
+    else:
+        assert isinstance(error, SerializationError)
+        assert "the task raised" in str(error)
+    assert tasks.add(1, 1).result == 2
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("exit", SystemExit), ("interrupt", KeyboardInterrupt)])
+def test_exit_and_interrupt_in_a_task_fail_the_call_and_nothing_else(kind: str, expected: type) -> None:
+    error = tasks.fail_with(kind).exception
+    assert type(error) is expected
+    assert tasks.add(1, 1).result == 2
+
+
+def test_a_result_that_cannot_be_pickled_fails_its_call_alone() -> None:
+    with pytest.raises(SerializationError, match="lock cannot be pickled"):
+        _ = tasks.give_lock().result
+    assert tasks.add(1, 1).result == 2
+
+
+def test_an_argument_that_cannot_be_pickled_is_named_at_the_call() -> None:
+    import threading
+
+    with pytest.raises(TypeError, match="argument 'y'"):
+        tasks.add(1, threading.Lock())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="argument 'value'"):
+        tasks.echo.parallelize([(1,), (threading.Lock(),)])
+
+
+def test_lambdas_closures_and_local_classes_travel_both_ways() -> None:
+    offset = 10
+
+    class Local:
+        value = 5
+
+    assert tasks.apply(lambda x: x + offset, 1).result == 11
+    assert tasks.give_lambda().result(1) == 2
+    assert tasks.echo(Local).result.value == 5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tasks.add(),
+        lambda: tasks.add(1, 2, 3),
+        lambda: tasks.add(1, z=2),
+        lambda: tasks.keyword_only(1),
+        lambda: tasks.add.args(1, 2, 3),
+        lambda: tasks.add.parallelize([(1, 2, 3)]),
+        lambda: tasks.add.parallelize([{"z": 1}]),
+        lambda: tasks.add.parallelize([5]),
+        lambda: tasks.add.parallelize(["ab"]),
+    ],
+)
+def test_a_wrong_call_raises_where_it_is_made(call) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TypeError):
+        call()
+
+
+def test_outcomes_show_failures_beside_results() -> None:
+    group = tasks.fail_odd.parallelize([(x,) for x in range(6)])
+    outcomes = list(group.outcomes)
+    assert [outcome.ok for outcome in outcomes] == [True, False] * 3
+    assert [outcome.result for outcome in outcomes[::2]] == [0, 2, 4]
+    assert [str(outcome.exception) for outcome in outcomes[1::2]] == ["1 is odd", "3 is odd", "5 is odd"]
+    assert group.counts == {InvocationStatus.SUCCESS: 3, InvocationStatus.FAILED: 3}
+    results = group.results
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="1 is odd"):
+        next(results)
+
+
+def test_as_completed_gives_every_invocation_once() -> None:
+    group = tasks.fail_odd.parallelize([(x,) for x in range(700)])
+    seen = [invocation.invocation_id for invocation in group.as_completed()]
+    assert sorted(seen) == sorted(invocation.invocation_id for invocation in group)
+
+
+def test_stream_gives_results_in_order_and_takes_no_more_items_than_it_needs() -> None:
+    taken = []
+
+    def endless() -> Iterator[tuple[int]]:
+        number = 0
+        while True:
+            taken.append(number)
+            yield (number,)
+            number += 1
+
+    stream = tasks.echo.stream(endless(), in_flight=8)
+    assert [next(stream) for _ in range(50)] == list(range(50))
+    assert len(taken) <= 50 + 16
+    assert sorted(tasks.echo.stream([(x,) for x in range(1000)], ordered=False)) == list(range(1000))
+    assert list(tasks.echo.stream([])) == []
+
+
+def test_awaiting_gives_results_in_an_event_loop() -> None:
+    async def gather() -> tuple[int, list[int], list[int]]:
+        group = tasks.add.parallelize([(x, 1) for x in range(10)])
+        streamed = [result async for result in group.async_results()]
+        together = await asyncio.gather(*(tasks.add(x) for x in range(5)))
+        return await tasks.add(1, 2), streamed, together
+
+    assert asyncio.run(gather()) == (3, list(range(1, 11)), list(range(5)))
+
+
+def test_done_callbacks_are_called_once_with_the_invocation() -> None:
+    import threading
+
+    called: list[str] = []
+    done = threading.Semaphore(0)
+
+    def callback(invocation) -> None:  # type: ignore[no-untyped-def]
+        called.append(invocation.invocation_id)
+        done.release()
+
+    invocations = [tasks.add(1), tasks.fail("x"), *tasks.add.parallelize([(x,) for x in range(10)])]
+    for invocation in invocations:
+        invocation.add_done_callback(callback)
+    for _ in invocations:
+        assert done.acquire(timeout=20)
+    invocations[0].add_done_callback(callback)
+    assert done.acquire(timeout=20)
+    assert sorted(called) == sorted([*(i.invocation_id for i in invocations), invocations[0].invocation_id])
+
+
+def test_a_task_knows_its_invocation() -> None:
+    invocation = tasks.who()
+    assert invocation.result == (invocation.invocation_id, "Arguments()")
+    with pytest.raises(RuntimeError, match="outside of any task"):
+        _ = tasks.who.invocation
+
+
+def test_a_child_knows_its_parent() -> None:
+    parent = tasks.fire_child(1)
+    child_id = parent.result
+    if not child_id.startswith("sync-"):
+        child = tasks.app.get_invocation(child_id)
+        assert child.result == 2
+        assert child.parent_invocation == parent
+
+
+def test_tasks_travel_as_arguments() -> None:
+    assert tasks.echo(tasks.add).result == tasks.add
+    assert pickle.loads(pickle.dumps(tasks.add)) == tasks.add
+
+
+def test_call_ids_tell_equal_calls() -> None:
+    first, second, third = tasks.add(1), tasks.add(y=0, x=1), tasks.add(2)
+    assert first.call_id == second.call_id != third.call_id
+    assert first.call == second.call
+    assert first.call.serialized_arguments.keys() == {"x", "y"}
