@@ -12,22 +12,15 @@ import os
 import select
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import RunnerError
+from pynenc.system.boot import boot_path, start_module
 from pynenc.system.lock import FileLock
 
 MAX_ADDRESS_BYTES = 100
 """Systems allow 104 to 108 bytes for the path of a socket."""
-
-_BOOT = (
-    "import json, sys; settings = json.loads(sys.argv[2]); "
-    "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
-    "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
-)
 
 
 class Paths(NamedTuple):
@@ -162,22 +155,12 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             "database": paths.database,
             "start_lock": paths.start_lock,
             "run_file": paths.run_file,
-            "boot_path": [
-                os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
-                *filter(None, sys.path),
-            ],
+            "boot_path": boot_path(),
             "ready_fd": theirs,
         }
         # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
         output = open(log, "ab") if log is not None else None  # noqa: SIM115  (the child keeps it)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, "pynenc.supervisor.main", json.dumps(whole)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(theirs,),
-            start_new_session=True,
-        )
+        process = start_module("pynenc.supervisor.main", whole, (theirs,), output=output, new_session=True)
         if output is not None:
             output.close()
     finally:

@@ -12,13 +12,11 @@ connection without ending is killed.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from typing import Any
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, SLOT_BYTES, STARTED, Slot
 from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.system.boot import start_module
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
@@ -131,11 +130,11 @@ class Pool:
     def _start_server(self) -> None:
         self._server_socket, theirs = socket.socketpair()
         settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, "pynenc.worker.forkserver", json.dumps(settings)],
-            env={**os.environ, **self._environment},
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), self._slots_fd),
+        self._process = start_module(
+            "pynenc.worker.forkserver",
+            settings,
+            (theirs.fileno(), self._slots_fd),
+            environment={**os.environ, **self._environment},
         )
         theirs.close()
 
@@ -208,13 +207,6 @@ class Pool:
         self._join_server()
         for worker in lost:
             self._worker_gone(worker, "died with the fork server, which was killed,")
-
-
-_BOOT = (
-    "import json, sys; settings = json.loads(sys.argv[2]); "
-    "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
-    "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
-)
 
 
 def _shared_memory(size: int) -> tuple[int, mmap.mmap]:

@@ -23,7 +23,6 @@ from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
 
-
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
 

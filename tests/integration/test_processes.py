@@ -81,7 +81,9 @@ for number in range(300):
 
 def test_twenty_scripts_that_start_at_once_share_one_supervisor(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
-    (tmp_path / "script.py").write_text("import sys; from tasks import *\nprint(pid().result[1]); sys.stdin.read()\n")
+    (tmp_path / "script.py").write_text(
+        "import sys; from tasks import *\nprint(pid().result[1], flush=True); sys.stdin.read()\n"
+    )
     scripts = [
         subprocess.Popen(
             [sys.executable, "script.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
