@@ -32,6 +32,12 @@ MAX_DESCRIPTORS = 4
 Frames: TypeAlias = "list[tuple[int, bytes]]"
 
 
+class CarryingFrame(bytes):
+    """A frame with open files, which are sent along with its first byte."""
+
+    descriptors: list[int]
+
+
 class Peer:
     """One connection of the loop.
 
@@ -42,7 +48,7 @@ class Peer:
     """
 
     __slots__ = (
-        "_attached",
+        "_carrying",
         "_loop",
         "_outgoing",
         "buffered",
@@ -67,7 +73,7 @@ class Peer:
     ) -> None:
         self._loop = loop
         self._outgoing: deque[bytes | memoryview] = deque()
-        self._attached: dict[bytes, list[int]] = {}
+        self._carrying = 0
         self.connection = connection
         self.reader = FrameReader(max_body_bytes)
         self.on_frames = on_frames
@@ -90,36 +96,41 @@ class Peer:
     def send_descriptors(self, frame: bytes, descriptors: list[int]) -> None:
         """Send a frame that carries open files. They are duplicated, so the caller may close its own at once."""
         if self.open:
-            self._attached[frame] = [os.dup(descriptor) for descriptor in descriptors]
-            self.send(frame)
+            carrying = CarryingFrame(frame)
+            carrying.descriptors = [os.dup(descriptor) for descriptor in descriptors]
+            self._carrying += 1
+            self.send(carrying)
 
     def close(self) -> None:
         """Close the connection and what was to be sent over it."""
         self.open = False
         self.connection.close()
-        for descriptors in [self.descriptors, *self._attached.values()]:
-            close_all(descriptors)
-        self._attached.clear()
+        close_all(self.descriptors)
+        for part in self._outgoing:
+            if isinstance(part, CarryingFrame):
+                close_all(part.descriptors)
+        self._outgoing.clear()
 
-    def _parts(self) -> list[bytes | memoryview]:
-        """What one system call can send: up to the next frame that carries open files, or that frame alone."""
-        if not self._attached:
-            return list(itertools.islice(self._outgoing, SEND_PARTS))
-        parts = list(itertools.takewhile(lambda part: part not in self._attached, self._outgoing))
-        return parts or [self._outgoing[0]]
+    def _send_some(self) -> tuple[list[bytes | memoryview], int]:
+        """Make one system call: send up to the next frame that carries open files, or that frame alone."""
+        if not self._carrying:
+            parts = list(itertools.islice(self._outgoing, SEND_PARTS))
+            return parts, self.connection.sendmsg(parts)
+        first = self._outgoing[0]
+        if isinstance(first, CarryingFrame):
+            sent = socket.send_fds(self.connection, [first], first.descriptors)
+            self._carrying -= 1
+            close_all(first.descriptors)
+            return [first], sent
+        parts = list(itertools.takewhile(lambda part: not isinstance(part, CarryingFrame), self._outgoing))
+        return parts, self.connection.sendmsg(parts[:SEND_PARTS])
 
     def flush(self) -> None:
         """Send as much as the other side takes without waiting."""
         outgoing = self._outgoing
         while outgoing and self.open:
-            parts = self._parts()
             try:
-                carried = self._attached.get(parts[0]) if self._attached and isinstance(parts[0], bytes) else None
-                if carried is not None:
-                    sent = socket.send_fds(self.connection, parts, carried)
-                    close_all(self._attached.pop(bytes(parts[0])))
-                else:
-                    sent = self.connection.sendmsg(parts)
+                parts, sent = self._send_some()
             except BlockingIOError:
                 self._loop.wait_for_room(self)
                 return
