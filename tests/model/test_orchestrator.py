@@ -1,0 +1,236 @@
+"""The orchestrator against a small model of its workers: whatever happens, each call gets exactly one outcome."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pynenc.supervisor.events import (
+    BatchArrived,
+    BatchFinished,
+    CallFailed,
+    CallsSucceeded,
+    CutReached,
+    CutSettled,
+    CutWorker,
+    Effect,
+    FailLost,
+    KeepOutcome,
+    LeaseCalls,
+    LookAgain,
+    Looked,
+    TaskDeclared,
+    UncutWorker,
+    WorkerJoined,
+    WorkerLost,
+)
+from pynenc.supervisor.orchestrator import Orchestrator
+
+NO_CUT = 1 << 60
+
+
+class ModelWorker:
+    """What a worker process does, a call at a time; its slot, and what it has not shipped."""
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[int, int, int]] = deque()  # position, batch, index
+        self.position = 0
+        self.cut = (NO_CUT, NO_CUT)
+        self.dropped_to = 0
+        self.unshipped: list[tuple[int, int, bool]] = []  # batch, index, failed
+        self.reached: int | None = None
+        self.unsettled = 0
+
+    def run_one(self, fails: bool) -> tuple[int, int] | None:
+        position, batch, index = self.queue.popleft()
+        self.position = position
+        if self.cut[0] <= position < self.cut[1]:
+            self.reached, self.dropped_to = position, self.cut[1]
+            self.queue = deque(one for one in self.queue if one[0] >= self.dropped_to)
+            return None
+        self.unshipped.append((batch, index, fails))
+        return batch, index
+
+
+class Cluster(RuleBasedStateMachine):
+    """Clients submit, workers run, ship and die, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.orchestrator = Orchestrator(0.02)
+        self.workers: dict[int, ModelWorker] = {}
+        self.outcomes: dict[tuple[int, int], str] = {}
+        self.runs: dict[tuple[int, int], int] = {}
+        self.losses: dict[tuple[int, int], int] = {}
+        self.sizes: dict[int, int] = {}
+        self.finished: set[int] = set()
+        self.last_worker = 0
+        self.looking = False
+
+    @initialize(count=st.integers(1, 3), reruns=st.booleans(), most=st.integers(0, 2))
+    def begin(self, count: int, reruns: bool, most: int) -> None:
+        self.reruns, self.most = reruns, most
+        self.tell(TaskDeclared(1, most, reruns))
+        for _ in range(count):
+            self.join()
+
+    def join(self) -> None:
+        self.last_worker += 1
+        self.workers[self.last_worker] = ModelWorker()
+        self.tell(WorkerJoined(self.last_worker))
+
+    def tell(self, event, outcome=None) -> None:  # type: ignore[no-untyped-def]
+        for effect in [*self.orchestrator.handle(event), *self.orchestrator.lease_ready_calls()]:
+            self.apply(effect, outcome)
+
+    def apply(self, effect: Effect, outcome: tuple[int, int, int, str] | None) -> None:
+        match effect:
+            case LeaseCalls():
+                worker = self.workers[effect.worker]
+                assert worker.cut[0] == NO_CUT or worker.unsettled == 0 or effect.position >= worker.cut[1]
+                for offset in range(effect.stop - effect.first):
+                    call = (effect.batch, effect.first + offset)
+                    assert call not in self.outcomes, "a call with an outcome was leased"
+                    worker.queue.append((effect.position + offset, *call))
+            case KeepOutcome():
+                assert outcome is not None
+                batch, first, stop, kind = outcome
+                assert (effect.batch, effect.first) == (batch, first)
+                for index in range(first, stop):
+                    assert (batch, index) not in self.outcomes, "two outcomes for one call"
+                    self.outcomes[batch, index] = kind
+            case FailLost():
+                assert (effect.batch, effect.index) not in self.outcomes
+                self.outcomes[effect.batch, effect.index] = "lost"
+                assert not self.reruns or effect.losses > self.most
+            case BatchFinished():
+                assert effect.batch not in self.finished
+                self.finished.add(effect.batch)
+            case CutWorker():
+                worker = self.workers[effect.worker]
+                worker.cut = (effect.start, effect.stop)
+                worker.unsettled += 1
+            case UncutWorker():
+                self.workers[effect.worker].cut = (NO_CUT, NO_CUT)
+            case LookAgain():
+                self.looking = True
+
+    @rule(count=st.integers(1, 40), source=st.integers(1, 3))
+    def submit(self, count: int, source: int) -> None:
+        batch = len(self.sizes) + 1
+        self.sizes[batch] = count
+        self.tell(BatchArrived(batch, 1, count, source))
+
+    @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
+    @rule(data=st.data(), calls=st.integers(1, 8), fails=st.booleans())
+    def run(self, data: st.DataObject, calls: int, fails: bool) -> None:
+        worker = self.workers[data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))]
+        for _ in range(min(calls, len(worker.queue))):
+            if not worker.queue:
+                return
+            call = worker.run_one(fails)
+            if call is None:
+                return
+            self.runs[call] = self.runs.get(call, 0) + 1
+
+    @precondition(lambda self: any(w.unshipped or w.reached is not None for w in self.workers.values()))
+    @rule(data=st.data(), call_s=st.sampled_from([1e-6, 1e-3, 0.1]))
+    def ship(self, data: st.DataObject, call_s: float) -> None:
+        number = data.draw(
+            st.sampled_from([n for n, w in self.workers.items() if w.unshipped or w.reached is not None])
+        )
+        worker = self.workers[number]
+        shipped, worker.unshipped = worker.unshipped, []
+        reached, worker.reached = worker.reached, None
+        while shipped:
+            batch, first, failed = shipped.pop(0)
+            stop = first + 1
+            if failed:
+                self.tell(CallFailed(number, batch, first, call_s), (batch, first, stop, "failed"))
+                continue
+            while shipped and shipped[0] == (batch, stop, False):
+                shipped.pop(0)
+                stop += 1
+            # A stretch lies within one lease, as in a worker.
+            for at in range(first, stop):
+                self.tell(CallsSucceeded(number, batch, at, at + 1, call_s), (batch, at, at + 1, "succeeded"))
+        if reached is not None:
+            self.tell(CutReached(number, reached))
+
+    @precondition(lambda self: any(worker.unsettled for worker in self.workers.values()))
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.unsettled]))
+        self.workers[number].unsettled -= 1
+        self.tell(CutSettled(number, self.workers[number].position))
+
+    @precondition(lambda self: self.looking)
+    @rule()
+    def look(self) -> None:
+        self.looking = False
+        self.tell(Looked({number: worker.position for number, worker in self.workers.items()}))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.workers)))
+        position = self.workers.pop(number).position
+        self.tell(WorkerLost(number, position))
+        self.join()
+
+    @invariant()
+    def nothing_is_finished_early_or_late(self) -> None:
+        for batch, size in self.sizes.items():
+            done = sum((batch, index) in self.outcomes for index in range(size))
+            assert (done == size) == (batch in self.finished)
+
+    @invariant()
+    def unfinished_calls_are_queued_or_in_hands(self) -> None:
+        held = [
+            (leased.calls.batch, index)
+            for worker in self.orchestrator.workers.values()
+            for leased in worker.outstanding
+            for index in range(leased.calls.first, leased.calls.stop)
+        ]
+        queued = [
+            (ready.batch, index)
+            for queue in self.orchestrator.broker._queues.values()
+            for ready in queue
+            for index in range(ready.first, ready.stop)
+        ]
+        unfinished = {(b, i) for b, size in self.sizes.items() for i in range(size)} - self.outcomes.keys()
+        assert sorted([*held, *queued]) == sorted(unfinished)
+        assert len(queued) == self.orchestrator.broker.ready
+
+    def teardown(self) -> None:
+        """Let everything run to its end: no call may be left, and nobody may wait for ever."""
+        for _ in range(10_000):
+            if len(self.outcomes) == sum(self.sizes.values()):
+                break
+            for number, worker in list(self.workers.items()):
+                while worker.unsettled:
+                    worker.unsettled -= 1
+                    self.tell(CutSettled(number, worker.position))
+                if worker.queue:
+                    worker.run_one(False)
+                for batch, index, failed in worker.unshipped:
+                    kind = "failed" if failed else "succeeded"
+                    event = CallFailed(number, batch, index, 0.1) if failed else CallsSucceeded(number, batch, index, index + 1, 0.1)
+                    self.tell(event, (batch, index, index + 1, kind))
+                worker.unshipped.clear()
+                if worker.reached is not None:
+                    reached, worker.reached = worker.reached, None
+                    self.tell(CutReached(number, reached))
+            if self.looking:
+                self.looking = False
+                self.tell(Looked({number: worker.position for number, worker in self.workers.items()}))
+        assert len(self.outcomes) == sum(self.sizes.values()), "calls were left"
+        if not self.reruns:
+            assert all(self.runs.get(call, 0) <= 1 for call in self.outcomes)
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
