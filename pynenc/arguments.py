@@ -63,17 +63,7 @@ class Arguments:
         Raises:
             SerializationError: A value cannot be pickled.
         """
-        import hashlib
-
-        from pynenc.serializer import dumps
-
-        digest = hashlib.sha256()
-        for name in sorted(self.kwargs):
-            # One by one: pickling them together would also encode which of them are the same object.
-            value = dumps(self.kwargs[name])
-            digest.update(f"{name}:{len(value)}:".encode())
-            digest.update(value)
-        return digest.hexdigest()
+        return _digest(self.kwargs).hex()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Arguments):
@@ -88,3 +78,21 @@ class Arguments:
         return f"Arguments({shown})"
 
     __str__ = __repr__
+
+
+def _digest(value: Any) -> bytes:
+    """A digest of a value. The order of dictionaries and sets does not count, nor which parts are the same object."""
+    from hashlib import sha256
+
+    from pynenc.serializer import dumps
+
+    kind = type(value)
+    if kind in (list, tuple):
+        parts = [_digest(one) for one in value]
+    elif kind is dict:
+        parts = sorted(_digest(key) + _digest(one) for key, one in value.items())
+    elif kind in (set, frozenset):
+        parts = sorted(_digest(one) for one in value)
+    else:
+        parts = [dumps(value)]
+    return sha256(b"".join((kind.__qualname__.encode(), b"\0", *parts))).digest()

@@ -51,8 +51,12 @@ def test_values_come_back_from_any_packing(values: list[object]) -> None:
     assert serializer.unpack(packing, payload) == values
 
 
-@given(st.integers(0, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=60)), st.data())
-def test_any_cut_of_a_batch_gives_the_arguments_of_its_calls(calls: list[tuple[object, ...]], data: st.DataObject) -> None:
+@given(
+    st.integers(0, 3).flatmap(lambda width: st.lists(st.tuples(*[VALUES] * width), min_size=1, max_size=60)), st.data()
+)
+def test_any_cut_of_a_batch_gives_the_arguments_of_its_calls(
+    calls: list[tuple[object, ...]], data: st.DataObject
+) -> None:
     packing, payload = serializer.pack_arguments([serializer.freeze_arguments(call) for call in calls])
     first = data.draw(st.integers(0, len(calls) - 1))
     stop = data.draw(st.integers(first + 1, len(calls)))

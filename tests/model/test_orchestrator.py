@@ -218,7 +218,11 @@ class Cluster(RuleBasedStateMachine):
                     worker.run_one(False)
                 for batch, index, failed in worker.unshipped:
                     kind = "failed" if failed else "succeeded"
-                    event = CallFailed(number, batch, index, 0.1) if failed else CallsSucceeded(number, batch, index, index + 1, 0.1)
+                    event = (
+                        CallFailed(number, batch, index, 0.1)
+                        if failed
+                        else CallsSucceeded(number, batch, index, index + 1, 0.1)
+                    )
                     self.tell(event, (batch, index, index + 1, kind))
                 worker.unshipped.clear()
                 if worker.reached is not None:

@@ -1,0 +1,123 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Finished, own_processes, wait_until
+
+RunPython = Callable[..., Finished]
+PROJECT = Path(__file__).resolve().parents[2]
+APP = """
+import sys
+from pynenc import Pynenc
+app = Pynenc("shown", config_values={"num_workers": 1})
+
+@app.task
+def add(x, y):
+    print("adding")
+    return x + y
+
+def main():
+    print(__name__, sys.argv[1:], add(1, 2).result)
+"""
+
+
+def pynenc(run_python: RunPython, *arguments: str, files: dict[str, str] | None = None) -> Finished:
+    return run_python({"work.py": APP} if files is None else files, "-m", "pynenc", *arguments)
+
+
+def test_run_imports_the_script_under_its_name_and_calls_main(run_python: RunPython) -> None:
+    assert pynenc(run_python, "run", "work.py", "a", "--b") == (0, "adding\nwork ['a', '--b'] 3\n", "")
+
+
+def test_run_works_inside_a_package(run_python: RunPython) -> None:
+    files = {"pack/__init__.py": "", "pack/inner.py": APP}
+    assert pynenc(run_python, "run", "pack/inner.py", files=files) == (0, "adding\npack.inner [] 3\n", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "script", "words"),
+    [
+        ({}, "nothing.py", "there is no script"),
+        ({"a-b.py": ""}, "a-b.py", "not an identifier"),
+        ({"empty.py": ""}, "empty.py", "has no main()"),
+        ({"json.py": "def main(): ..."}, "json.py", "rename the script"),
+    ],
+)
+def test_run_says_what_is_wrong(run_python: RunPython, files: dict[str, str], script: str, words: str) -> None:
+    finished = run_python(files, "-P", "-m", "pynenc", "run", script)
+    assert finished.code == 1
+    assert words in finished.err
+    assert "Traceback" not in finished.err
+
+
+def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPython) -> None:
+    started = pynenc(run_python, "runner", "start", "--workers", "1")
+    assert started.code == 0, started.err
+    assert "pid" in started.out
+    again = pynenc(run_python, "--app", "work.app", "runner", "start")
+    assert again.code == 1
+    assert "runs already" in again.err
+    pids = {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])}
+    for _ in range(2):
+        assert pynenc(run_python, "run", "work.py") == (0, "adding\nwork [] 3\n", "")
+    assert {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])} == pids
+    shown = pynenc(run_python, "status")
+    assert "supervisor: pid" in shown.out
+    assert "work.add" in shown.out
+    stopped = pynenc(run_python, "runner", "stop")
+    assert stopped.code == 0
+    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has ended")
+    assert pynenc(run_python, "runner", "stop").code == 1
+    assert "no supervisor runs" in pynenc(run_python, "status").out
+
+
+def test_show_config_tells_each_value_and_its_source(run_python: RunPython) -> None:
+    finished = pynenc(run_python, "show_config")
+    assert finished.code == 0, finished.err
+    assert "environment variable" in finished.out
+    assert "num_workers" in finished.out
+    assert "work.add" in finished.out
+
+
+def test_an_app_must_be_named_when_there_are_several_or_none(run_python: RunPython) -> None:
+    none = pynenc(run_python, "status", files={"plain.py": ""})
+    assert (none.code, "no module with an app" in none.err) == (1, True)
+    several = pynenc(run_python, "status", files={"work.py": APP, "other.py": APP.replace("shown", "other")})
+    assert (several.code, "several apps: other.app, work.app" in several.err) == (1, True)
+    wrong = pynenc(run_python, "--app", "work.nothing", "status")
+    assert (wrong.code, "cannot be found" in wrong.err) == (1, True)
+
+
+def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
+        "from tests.tasks import begin_and_wait_for\n"
+        f"begin_and_wait_for({str(begun)!r}, {str(tmp_path / 'never')!r}).result\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_until(begun.exists, "the call runs")
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate()[1]
+    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all have ended", seconds=5)
+
+
+@pytest.mark.parametrize("example", ["errors/errors.py", "census/census.py"])
+def test_examples_run(run_python: RunPython, example: str) -> None:
+    arguments = ["--limit", "60"] if "census" in example else []
+    finished = run_python({}, "-m", "pynenc", "run", str(PROJECT / "examples" / example), *arguments)
+    assert finished.code == 0, finished.err
+    if "census" in example:
+        assert "both runs found the same" in finished.out
+    else:
+        assert "and then: 2.0" in finished.out

@@ -1,0 +1,211 @@
+"""Configuration: sources and their order, types, and errors that say where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pynenc import ConfigError, Pynenc
+from pynenc.conf.config_pynenc import ConfigPynenc
+from pynenc.conf.config_state_backend import ConfigStateBackend, Durability
+from pynenc.conf.config_task import (
+    ConcurrencyControlType,
+    ConfigTask,
+    option_problems,
+    options_from_json,
+    options_to_json,
+)
+from pynenc.conf.reference import reference
+from pynenc.conf.sources import explain
+from pynenc.exceptions import RetryError
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def empty_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    for name in ("STATE_DIR", "NUM_WORKERS", "DEV_MODE_FORCE_SYNC_TASKS"):
+        monkeypatch.delenv(f"PYNENC__{name}", raising=False)
+    return tmp_path
+
+
+def test_each_source_wins_over_those_after_it(monkeypatch: pytest.MonkeyPatch, empty_project: Path) -> None:
+    assert ConfigTask("m.f").max_retries == 0
+    (empty_project / "pyproject.toml").write_text("[tool.pynenc]\nmax_retries = 1\n")
+    assert ConfigTask("m.f").max_retries == 1
+    (empty_project / "pyproject.toml").write_text(
+        "[tool.pynenc]\nmax_retries = 1\n[tool.pynenc.task]\nmax_retries = 2\n"
+    )
+    assert ConfigTask("m.f").max_retries == 2
+    text = (empty_project / "pyproject.toml").read_text()
+    (empty_project / "pyproject.toml").write_text(text + '[tool.pynenc.task."m.f"]\nmax_retries = 3\n')
+    assert ConfigTask("m.f").max_retries == 3
+    assert ConfigTask("m.g").max_retries == 2
+    assert ConfigTask("m.f", {"max_retries": 4}).max_retries == 4
+    assert ConfigTask("m.f", {"max_retries": 4}, task_options={"max_retries": 5}).max_retries == 5
+    monkeypatch.setenv("PYNENC__MAX_RETRIES", "6")
+    assert ConfigTask("m.f", task_options={"max_retries": 5}).max_retries == 6
+    monkeypatch.setenv("PYNENC__CONFIGTASK__MAX_RETRIES", "7")
+    assert ConfigTask("m.f").max_retries == 7
+    monkeypatch.setenv("PYNENC__CONFIGTASK__M#F__MAX_RETRIES", "8")
+    assert ConfigTask("m.f").max_retries == 8
+    assert ConfigTask("m.g").max_retries == 7
+
+
+@pytest.mark.parametrize(
+    "variable", ["PYNENC__CONFIGTASK__A.B#F__MAX_RETRIES", "PYNENC__CONFIGTASK__A#B#F__MAX_RETRIES"]
+)
+def test_dots_of_a_module_are_kept_or_written_as_hashes(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "4")
+    assert ConfigTask("a.b.f").max_retries == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("pynenc.toml", "num_workers = 3"),
+        ("pynenc.json", '{"num_workers": 3}'),
+        ("pynenc.yaml", "num_workers: 3"),
+        ("pyproject.toml", "[tool.pynenc]\nnum_workers = 3"),
+    ],
+)
+def test_every_kind_of_file_is_read(empty_project: Path, name: str, content: str) -> None:
+    (empty_project / name).write_text(content)
+    assert ConfigPynenc().num_workers == 3
+    other = empty_project / "other" / name
+    other.parent.mkdir()
+    other.write_text(content.replace("3", "5"))
+    assert ConfigPynenc(config_filepath=str(other)).num_workers == 5
+
+
+def test_the_file_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, empty_project: Path) -> None:
+    (empty_project / "mine.toml").write_text("num_workers = 9")
+    monkeypatch.setenv("PYNENC__FILEPATH", str(empty_project / "mine.toml"))
+    assert ConfigPynenc().num_workers == 9
+
+
+@pytest.mark.parametrize("word", ["True", "1", "yes", "ON", "true"])
+def test_words_that_are_true(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setenv("PYNENC__DEV_MODE_FORCE_SYNC_TASKS", word)
+    assert ConfigPynenc().dev_mode_force_sync_tasks is True
+
+
+@pytest.mark.parametrize("word", ["False", "0", "no", "OFF", "false"])
+def test_words_that_are_false(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setenv("PYNENC__DEV_MODE_FORCE_SYNC_TASKS", word)
+    config = ConfigPynenc({"dev_mode_force_sync_tasks": True})
+    assert config.dev_mode_force_sync_tasks is False
+    assert config.force_sync is False
+
+
+@pytest.mark.parametrize("variable", ["PYNENC_DEV_MODE_FORCE_SYNC_TASK", "PYNENC__DEV_MODE_FORCE_SYNC_TASKS"])
+def test_synchronous_mode_follows_the_environment_at_each_call(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    config = ConfigPynenc()
+    assert not config.force_sync
+    monkeypatch.setenv(variable, "True")
+    assert config.force_sync
+    assert ConfigPynenc().dev_mode_force_sync_tasks
+    monkeypatch.delenv(variable)
+    assert not config.force_sync
+    config.dev_mode_force_sync_tasks = True
+    assert config.force_sync
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"num_workers": "many"}, ["config_values", "num_workers", "integer", "'many'"]),
+        ({"num_workers": 0}, ["num_workers", "at least 1"]),
+        ({"num_worker": 2}, ["config_values", "num_worker", "did you mean 'num_workers'"]),
+        ({"logging_level": "LOUD"}, ["logging_level", "DEBUG"]),
+        ({"dev_mode_force_sync_tasks": "perhaps"}, ["boolean"]),
+    ],
+)
+def test_a_wrong_name_or_type_is_told_with_its_source(values: dict[str, object], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Pynenc("wrong", config_values=values)
+    for part in parts:
+        assert part in str(raised.value)
+
+
+def test_a_wrong_table_for_tasks_is_told_of() -> None:
+    with pytest.raises(ConfigError, match="expected a table"):
+        ConfigTask("m.f", {"task": 3})
+    with pytest.raises(ConfigError, match="max_retries"):
+        ConfigTask("m.f", {"task": {"m.f": {"max_retry": 3}}})
+
+
+def test_a_wrong_variable_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNENC__NUM_WORKER", "2")
+    with pytest.raises(ConfigError, match="PYNENC__NUM_WORKERS"):
+        ConfigPynenc()
+
+
+def test_files_that_are_missing_or_broken_are_told_of(empty_project: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ConfigPynenc(config_filepath=str(empty_project / "nowhere.toml"))
+    (empty_project / "broken.toml").write_text("= 3")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        ConfigPynenc(config_filepath=str(empty_project / "broken.toml"))
+    (empty_project / "list.json").write_text("[1]")
+    with pytest.raises(ConfigError, match="expected a table"):
+        ConfigPynenc(config_filepath=str(empty_project / "list.json"))
+
+
+def test_every_invalid_option_is_listed_with_the_nearest_names() -> None:
+    problems = option_problems({"max_retry": 1, "key_argument": (), "max_retries": "x", "retry_for": (int,)})
+    assert len(problems) == 4
+    assert "max_retries" in problems[0]
+    assert "key_arguments" in problems[1]
+    assert "integer" in problems[2]
+    assert "exception classes" in problems[3]
+
+
+def test_exceptions_and_enums_may_be_named() -> None:
+    config = ConfigTask(
+        "m.f",
+        {
+            "retry_for": "ValueError, pynenc.exceptions.RetryError",
+            "running_concurrency": "keys",
+            "key_arguments": "a, b",
+        },
+    )
+    assert config.retry_for == (ValueError, RetryError)
+    assert config.running_concurrency is ConcurrencyControlType.KEYS
+    assert config.key_arguments == ("a", "b")
+    assert ConfigStateBackend({"state_backend": {"durability": "full"}}).durability is Durability.FULL
+
+
+def test_options_come_back_from_json_as_they_were() -> None:
+    options = {
+        "retry_for": (ValueError, RetryError),
+        "running_concurrency": ConcurrencyControlType.TASK,
+        "key_arguments": ["a"],
+        "disable_cache_args": {"b"},
+        "triggers": {"every": (1, None)},
+        "max_retries": 3,
+    }
+    assert options_from_json(options_to_json(options)) == options
+
+
+def test_each_value_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNENC__NUM_WORKERS", "3")
+    explained = {name: (value, source) for name, value, source in explain(ConfigPynenc({"app_id": "x"}))}
+    assert explained["num_workers"] == (3, "environment variable PYNENC__NUM_WORKERS")
+    assert explained["app_id"] == ("x", "config_values")
+    assert explained["logging_level"] == ("INFO", "default")
+
+
+def test_the_state_directory_is_beside_the_project(monkeypatch: pytest.MonkeyPatch, empty_project: Path) -> None:
+    inner = empty_project / "a" / "b"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    assert ConfigPynenc().state_path == str(empty_project / ".pynenc")
+    assert ConfigPynenc({"state_dir": "here"}).state_path == str(inner / "here")
+
+
+def test_the_reference_is_up_to_date() -> None:
+    assert (PROJECT / "docs" / "configuration.md").read_text() == reference()

@@ -1,0 +1,168 @@
+"""What makes a task, and how it travels."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pynenc import InvalidTaskOptionsError, Pynenc, PynencBuilder, RetryError, Task
+from pynenc.arguments import Arguments
+from pynenc.call import Call
+from pynenc.conf.config_task import ConfigTask
+from pynenc.exceptions import (
+    InvocationError,
+    InvocationNotFoundError,
+    TaskError,
+    WorkerLostError,
+    WorkerTraceback,
+)
+from tests import tasks
+
+
+def test_a_task_shows_itself_and_its_function() -> None:
+    assert str(tasks.add) == repr(tasks.add) == "Task(func=add)"
+    assert tasks.add.task_id == "tests.tasks.add"
+    assert tasks.add.func(1, 2) == 3
+    assert tasks.app.tasks["tests.tasks.add"] is tasks.add
+    assert tasks.app.get_task("tests.tasks.add") is tasks.add
+    assert isinstance(tasks.add.conf, ConfigTask)
+
+
+def test_nested_functions_lambdas_and_methods_are_refused() -> None:
+    def nested() -> None: ...
+
+    class Holder:
+        def method(self) -> None: ...
+
+    for func in (nested, lambda: None, Holder.method):
+        with pytest.raises(ValueError, match="cannot be a task"):
+            tasks.app.task(func)
+    with pytest.raises(ValueError, match="made from a function"):
+        tasks.app.task(partial(print, 1))
+
+
+PROGRAMS = {
+    "with a main section": "if __name__ == '__main__':\n    print('not reached')\n",
+    "without a main section": "",
+}
+
+
+@pytest.mark.parametrize("ending", PROGRAMS.values(), ids=PROGRAMS.keys())
+@pytest.mark.parametrize("arguments", [["script.py"], ["-m", "script"], ["-c", "exec(open('script.py').read())"]])
+def test_a_task_of_the_main_program_is_refused(tmp_path: Path, ending: str, arguments: list[str]) -> None:
+    script = "from pynenc import Pynenc\napp = Pynenc()\n@app.task\ndef f(): ...\n" + ending
+    (tmp_path / "script.py").write_text(script)
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr
+    assert "pynenc run script.py" in done.stderr
+    assert "importable" in done.stderr
+    assert not (tmp_path / ".pynenc").exists()
+
+
+def test_all_invalid_options_are_told_at_once() -> None:
+    with pytest.raises(InvalidTaskOptionsError) as raised:
+        Task(tasks.app, tasks.add.func, {"max_retry": 3, "max_retries": -1})
+    assert len(raised.value.problems) == 2
+    assert "'max_retries'" in str(raised.value)
+
+
+def test_a_task_goes_through_json_and_pickle_with_its_options() -> None:
+    options = {"retry_for": (ValueError, OSError), "max_retries": 3}
+    task = Task(tasks.app, tasks.add.func, options)
+    for copy in (Task.from_json(tasks.app, task.to_json()), pickle.loads(pickle.dumps(task))):
+        assert copy.func is tasks.add.func
+        assert copy.options == options
+        assert copy == task
+        assert copy.app is tasks.app
+    task_id, func, found = Task._from_json(task.to_json())
+    assert (task_id, func, found) == ("tests.tasks.add", tasks.add.func, options)
+
+
+def test_a_task_whose_function_is_gone_is_told_of() -> None:
+    gone = tasks.add.to_json().replace("tests.tasks.add", "tests.tasks.nothing")
+    with pytest.raises(TaskError, match="tests.tasks.nothing"):
+        Task.from_json(tasks.app, gone)
+    with pytest.raises(TaskError, match="nowhere"):
+        tasks.app.get_task("nowhere.at_all")
+
+
+def test_retry_error_is_always_retriable() -> None:
+    assert tasks.add.retriable_exceptions == (RetryError,)
+    assert Task(tasks.app, tasks.add.func, {"retry_for": (KeyError,)}).retriable_exceptions == (KeyError, RetryError)
+
+
+def test_records_carry_the_task(caplog: pytest.LogCaptureFixture) -> None:
+    tasks.add.logger.warning("hello")
+    assert caplog.records[0].task_id == "tests.tasks.add"  # type: ignore[attr-defined]
+    assert caplog.records[0].invocation_id is None  # type: ignore[attr-defined]
+    assert caplog.records[0].getMessage() == "[tests.tasks.add] hello"
+
+
+def test_arguments_are_equal_however_the_call_was_written() -> None:
+    one, two = tasks.add.args(1), tasks.add.args(y=0, x=1)
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one.args_id == two.args_id
+    assert one != tasks.add.args(1, 1)
+    assert Arguments() == Arguments({})
+    assert Arguments({"a": {"x": 1, "y": 2}}) == Arguments({"a": {"y": 2, "x": 1}})
+    assert Arguments({"a": {1, 2, 300}}) == Arguments({"a": {300, 2, 1}})
+
+
+def test_a_call_goes_through_json() -> None:
+    call = Call(tasks.add, tasks.add.args(1, y=2))
+    assert Call.from_json(tasks.app, call.to_json()) == call
+    assert call.call_id.startswith("tests.tasks.add#")
+
+
+def test_apps_are_one_per_id_and_travel() -> None:
+    app = Pynenc("travels", config_values={"num_workers": 3})
+    assert pickle.loads(pickle.dumps(app)) is app
+    assert PynencBuilder().app_id("built").num_workers(1).dev_mode().build().conf.force_sync
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidTaskOptionsError("m.f", ["a", "b"]),
+        InvocationError("1-2-3", "why"),
+        InvocationNotFoundError("1-2-3", "why"),
+        WorkerLostError("1-2-3", "why"),
+        WorkerTraceback("text"),
+    ],
+)
+def test_errors_go_through_pickle(error: Exception) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+
+
+def test_importing_costs_little() -> None:
+    """Not a timed test: the modules that are slow to import are not imported."""
+    slow = [
+        "asyncio",
+        "logging",
+        "inspect",
+        "sqlite3",
+        "subprocess",
+        "cloudpickle",
+        "psutil",
+        "rich",
+        "tomllib",
+        "socket",
+    ]
+    program = f"import sys, pynenc; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_other_systems_are_told_at_import() -> None:
+    program = "import sys; sys.platform = 'win32'; import pynenc"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "ImportError: pynenc runs on Linux and macOS" in done.stderr
