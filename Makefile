@@ -27,7 +27,7 @@ check: $(VENV)/.installed-check docs ## linters, types, import contracts, genera
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing examples
-	$(BIN)/pyright --warnings
+	$(BIN)/pyright --warnings --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	git diff --exit-code -- docs
 

@@ -30,7 +30,7 @@ def main() -> None:
     """Make every mistake once."""
     print("1. A task raises: the caller gets the exception, with the worker's traceback as its cause.")
     try:
-        divide(1, 0).result
+        print(divide(1, 0).result)
     except ZeroDivisionError as error:
         print(f"   {error!r}\n   caused by {str(error.__cause__).strip().splitlines()[-2].strip()}")
 
@@ -52,7 +52,7 @@ def main() -> None:
 
     print("5. A worker dies: that call fails, the next one runs on a new worker.")
     try:
-        crash().result
+        print(crash().result)
     except WorkerLostError as error:
         print(f"   {error}")
     print(f"   and then: {divide(6, 3).result}")

@@ -328,7 +328,11 @@ class Turn:
         if worker.output_of != wanted:
             worker.output_of = wanted
             files = client.peer.descriptors if client is not None else []
-            worker.peer.send_descriptors(number_frame(Kind.OUTPUT, len(files)), files)
+            message = number_frame(Kind.OUTPUT, len(files))
+            if files:
+                worker.peer.send_descriptors(message, files)
+            else:
+                worker.peer.send(message)
 
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):

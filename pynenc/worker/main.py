@@ -149,9 +149,9 @@ class Worker:
                 fields = json_from(body)
                 self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
             elif kind == Kind.OUTPUT:
-                count = number_from(body)
-                self._leases.append(Output(self._files[:count]))
-                del self._files[:count]
+                carried = number_from(body)
+                self._leases.append(Output(self._files[:carried]))
+                del self._files[:carried]
         return count > 0
 
     def _send(self, message: bytes) -> None:

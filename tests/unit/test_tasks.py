@@ -86,7 +86,7 @@ def test_a_task_goes_through_json_and_pickle_with_its_options() -> None:
 
 def test_a_task_whose_function_is_gone_is_told_of() -> None:
     gone = tasks.add.to_json().replace("tests.tasks.add", "tests.tasks.nothing")
-    with pytest.raises(TaskError, match="tests.tasks.nothing"):
+    with pytest.raises(TaskError, match=r"tests\.tasks\.nothing"):
         Task.from_json(tasks.app, gone)
     with pytest.raises(TaskError, match="nowhere"):
         tasks.app.get_task("nowhere.at_all")
