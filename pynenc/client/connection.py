@@ -50,7 +50,11 @@ class Connection:
         self._spin = Spin()
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
-        self.client, self.supervisor_pid = self._shake_hands(address.key)
+        try:
+            self.client, self.supervisor_pid = self._shake_hands(address.key)
+        except BaseException:
+            connected.close()
+            raise
 
     def send(self, message: bytes) -> None:
         """Send frames.

@@ -70,7 +70,7 @@ def prepare_state_dir(state_dir: str) -> None:
 
 
 def find(paths: Paths) -> tuple[socket.socket, Address] | None:
-    """A connection to the running supervisor; None when none runs."""
+    """A connection to the running supervisor; None when none runs. The caller holds the start lock."""
     try:
         with open(paths.run_file) as file:
             fields = json.load(file)
@@ -79,6 +79,14 @@ def find(paths: Paths) -> tuple[socket.socket, Address] | None:
         return None
     connection = connect(address)
     return (connection, address) if connection is not None else None
+
+
+def find_running(paths: Paths) -> tuple[socket.socket, Address] | None:
+    """The same, safe against a supervisor that is just about to end."""
+    if not os.path.exists(paths.run_file):
+        return None
+    with FileLock(paths.start_lock):
+        return find(paths)
 
 
 def connect(address: Address) -> socket.socket | None:

@@ -213,34 +213,44 @@ class ClusterRunner:
     def view(self, task: Task[Any, Any], batch: int, index: int, count: int) -> DistributedInvocation[Any, Any]:
         """An invocation of a batch that another client submitted, or this one on an earlier day."""
         submission = self._held.get(batch) or Submission(self, batch, count)
-        results, failures = self._the_app().state_backend.outcomes_of(batch)
+        self._read_outcomes(submission)
+        if submission.unfinished and batch not in self._held and not self._watch(submission):
+            self._read_outcomes(submission)  # It may have ended because it was just done.
+            if submission.unfinished:
+                submission.runner = LostRunner(
+                    self,
+                    RunnerError(
+                        f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all "
+                        "of its calls had run, and they were not sent again"
+                    ),
+                )
+        return DistributedInvocation(task, submission, index)
+
+    def _read_outcomes(self, submission: Submission) -> None:
+        """Take in the outcomes that are in the state backend."""
+        results, failures = self._the_app().state_backend.outcomes_of(submission.number)
         for one in results:
             submission.add_results(one)
         for failure in failures:
             submission.add_failure(failure)
-        if submission.unfinished and batch not in self._held:
-            self._watch(submission)
-        return DistributedInvocation(task, submission, index)
 
-    def _watch(self, submission: Submission) -> None:
-        """Have the outcomes that are still to come delivered here too."""
-        connected = self.connect_only()
-        if connected:
-            connection = self._connection
-            assert connection is not None
-            self._held[submission.number] = submission
+    def _watch(self, submission: Submission) -> bool:
+        """Have the outcomes that are still to come delivered here too; False when nobody runs these calls."""
+        if not self.connect_only():
+            return False
+        connection = self._connection
+        assert connection is not None
+        self._held[submission.number] = submission
+        try:
             connection.send(number_frame(Kind.WATCH, submission.number))
             connection.wait_until(lambda: submission.number in self._answers)
-            if self._answers.pop(submission.number)["live"] or not submission.unfinished:
-                return
-            del self._held[submission.number]
-        submission.runner = LostRunner(
-            self,
-            RunnerError(
-                f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all of its "
-                "calls had run, and they were not sent again"
-            ),
-        )
+        except SupervisorLostError:
+            self._held.pop(submission.number, None)
+            return False
+        if self._answers.pop(submission.number)["live"]:
+            return True
+        self._held.pop(submission.number, None)
+        return not submission.unfinished
 
     def sync(self) -> None:
         """Wait until everything that was submitted here is committed."""
@@ -308,10 +318,13 @@ class ClusterRunner:
             if self._connection is not None and self._connection.lost is None:
                 return True
             app = self._the_app()
-            found = launch.find(launch.paths_of(app.conf.state_path, app.app_id))
+            found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
             if found is None:
                 return False
-            self._greet(*found)
+            try:
+                self._greet(*found)
+            except SupervisorLostError:
+                return False  # It was just being killed.
             return True
 
     def _connect(self) -> None:

@@ -30,6 +30,9 @@ from pynenc.system.lock import FileLock
 FIRST_CLIENT_S = 30.0
 """A supervisor that no client has come to after this time ends."""
 
+GREETING_S = 10.0
+"""How long a connection may take to prove that it knows the key."""
+
 RETRY_END_S = 0.05
 
 
@@ -44,6 +47,7 @@ class Supervisor:
         self._settings = settings
         self._key = bytes.fromhex(settings["key"])
         self._had_client = False
+        self._greeting: set[Peer] = set()
         self._listener = _listen(settings["address"])
         # The fork server needs as long to start as all the rest: let it begin first.
         self.pool = Pool(
@@ -83,7 +87,13 @@ class Supervisor:
             self._fail(str(error))
         if self.turn.interrupted and not self.pool.persistent:
             self._terminated()
-        elif self._had_client and not self.turn.has_clients() and not self.pool.persistent and self.turn.drained():
+        elif (
+            self._had_client
+            and not self._greeting
+            and not self.turn.has_clients()
+            and not self.pool.persistent
+            and self.turn.drained()
+        ):
             self._end()
 
     def _end(self) -> None:
@@ -143,11 +153,20 @@ class Supervisor:
     # The handshake: both sides prove that they know the key, which only this user can read.
 
     def _accept(self, connection: socket.socket) -> None:
-        peer = Peer(self.loop, connection, self._proof_came, lambda *_: None, MAX_UNPROVEN_BODY_BYTES)
+        peer = Peer(self.loop, connection, self._proof_came, self._stranger_left, MAX_UNPROVEN_BODY_BYTES)
+        self._greeting.add(peer)  # Whoever is about to become a client keeps the supervisor from ending.
+        self.loop.call_in(GREETING_S, lambda: self._stranger_stays(peer))
         peer.role = os.urandom(32)
         peer.takes_descriptors = True
         self.loop.add(peer)
         peer.send(frame(Kind.CHALLENGE, peer.role))
+
+    def _stranger_left(self, peer: Peer, why: str) -> None:
+        self._greeting.discard(peer)
+
+    def _stranger_stays(self, peer: Peer) -> None:
+        if peer in self._greeting:
+            self.loop.end(peer, "it did not prove that it knows the key")
 
     def _proof_came(self, peer: Peer, frames: Frames) -> None:
         for kind, body in frames[:1]:
@@ -164,6 +183,7 @@ class Supervisor:
                 peer.send(json_frame(Kind.REFUSED, error=refusal))
                 peer.flush()
                 raise ProtocolError(refusal)
+            self._greeting.discard(peer)
             peer.reader.max_body_bytes = MAX_BODY_BYTES
             peer.takes_descriptors = False
             self._had_client = True

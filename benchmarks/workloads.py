@@ -1,0 +1,256 @@
+"""The workloads. Each gives one figure for one executor, in a process of its own; all results are checked."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import tasks
+from benchmarks.executors import EXECUTORS, WORKERS
+
+
+def warm(executor: Any) -> None:
+    """Have all processes started and the functions known."""
+    for value in range(200):
+        assert executor.call(tasks.noop, value) == value
+
+
+def round_trip(name: str) -> float:
+    """Seconds from a single no-op call to its result, median."""
+    executor = EXECUTORS[name]()
+    try:
+        warm(executor)
+        took = []
+        for value in range(1_000):
+            began = time.perf_counter()
+            executor.call(tasks.noop, value)
+            took.append(time.perf_counter() - began)
+        return statistics.median(took)
+    finally:
+        executor.close()
+
+
+def single_calls(name: str, count: int = 20_000) -> float:
+    """Seconds for 20,000 individual calls and then all their results."""
+    executor = EXECUTORS[name]()
+    try:
+        warm(executor)
+        values = list(range(count))
+        began = time.perf_counter()
+        results = executor.calls(tasks.noop, values)
+        took = time.perf_counter() - began
+        assert results == values
+        return took
+    finally:
+        executor.close()
+
+
+def bulk_map(name: str, count: int = 1_000_000) -> float:
+    """Seconds for a million no-op calls at once, all results in order, at the best chunk size."""
+    executor = EXECUTORS[name]()
+    try:
+        warm(executor)
+        values = list(range(count))
+        best = float("inf")
+        for chunk in [one for one in executor.chunks if one >= 1_000] or [0] * 3:
+            began = time.perf_counter()
+            results = executor.map(tasks.noop, values, chunk)
+            best = min(best, time.perf_counter() - began)
+            assert results == values
+        return best
+    finally:
+        executor.close()
+
+
+def _burn(name: str, seconds: list[float], chunks: tuple[int, ...]) -> float:
+    executor = EXECUTORS[name]()
+    try:
+        if name != "bare":
+            warm(executor)
+        best = float("inf")
+        for chunk in [one for one in executor.chunks if one in chunks] or [0]:
+            began = time.perf_counter()
+            results = executor.map(tasks.burn, seconds, chunk)
+            best = min(best, time.perf_counter() - began)
+            assert results == seconds
+        return best
+    finally:
+        executor.close()
+
+
+def long_calls(name: str) -> float:
+    """Seconds for 64 calls of 50 ms CPU."""
+    return _burn(name, [0.05] * 64, (1,))
+
+
+def short_calls(name: str) -> float:
+    """Seconds for 5,000 calls of 1 ms CPU."""
+    return _burn(name, [0.001] * 5_000, (1, 50))
+
+
+def skewed_tail(name: str) -> float:
+    """Makespan over the lower bound: 192 calls of 2 ms, then eight of 400 ms."""
+    seconds = [0.002] * 192 + [0.4] * 8
+    return _burn(name, seconds, (1, 50)) / (sum(seconds) / WORKERS)
+
+
+COLD = {
+    "pynenc": "from benchmarks.tasks import app, noop_task; app.conf.num_workers = 2; assert noop_task(1).result == 1",
+    "Pool": "from benchmarks.tasks import noop; from multiprocessing import get_context\n"
+    "if __name__ == '__main__':\n p = get_context('fork').Pool(2); assert p.apply(noop, (1,)) == 1; p.close(); p.join()",
+    "ProcessPoolExecutor": "fork",
+    "ProcessPoolExecutor(spawn)": "spawn",
+    "joblib": "from benchmarks.tasks import noop; from joblib import Parallel, delayed\n"
+    "assert Parallel(2)([delayed(noop)(1), delayed(noop)(2)]) == [1, 2]",
+}
+_FUTURES = """from multiprocessing import get_context
+from concurrent.futures import ProcessPoolExecutor
+from plain import noop
+if __name__ == '__main__':
+    with ProcessPoolExecutor(2, get_context({method!r})) as pool:
+        assert pool.submit(noop, 1).result() == 1
+"""
+
+
+def cold_start(name: str) -> float:
+    """Seconds of a whole process that makes one call on two workers and exits."""
+    if name not in COLD:
+        raise ImportError(f"{name} has no cold start here")
+    program = COLD[name]
+    with tempfile.TemporaryDirectory() as directory:
+        # The peers get a module that imports nothing, not even pynenc.
+        Path(directory, "plain.py").write_text("def noop(x):\n    return x\n")
+        text = _FUTURES.format(method=program) if program in ("fork", "spawn") else program
+        script = Path(directory, "script.py")
+        script.write_text(text.replace("from benchmarks.tasks import noop;", "from plain import noop;"))
+        took = []
+        for _ in range(6):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, str(script)], check=True)
+            took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
+def _blocked(count: int, use: Callable[[Path], float]) -> float:
+    """Queue no-op calls behind workers that are held at a gate."""
+    import psutil  # noqa: F401  (imported before memory is looked at)
+
+    with tempfile.TemporaryDirectory() as directory:
+        gate = Path(directory, "gate")
+        tasks.app.conf.num_workers = WORKERS
+        tasks.noop_task(1).result  # noqa: B018
+        held = [tasks.gate_task(str(gate)) for _ in range(WORKERS)]
+        try:
+            return use(gate)
+        finally:
+            gate.touch()
+            for invocation in held:
+                invocation.wait()
+            tasks.app.close()
+
+
+def worker_memory(name: str) -> float:
+    """Bytes of an idle worker (PSS)."""
+    import psutil
+
+    tasks.app.conf.num_workers = WORKERS
+    tasks.noop_task(1).result  # noqa: B018
+    report = tasks.app.report()
+    assert report is not None
+    used = [psutil.Process(worker["pid"]).memory_full_info().pss for worker in report["workers"]]
+    tasks.app.close()
+    return float(max(used))
+
+
+def supervisor_memory(name: str) -> float:
+    """Bytes of the supervisor with a million calls queued (PSS)."""
+
+    def use(gate: Path) -> float:
+        import psutil
+
+        group = tasks.noop_task.parallelize([(value,) for value in range(1_000_000)])
+        report = tasks.app.report()
+        assert report is not None
+        assert report["unfinished"] >= 1_000_000
+        used = psutil.Process(report["pid"]).memory_full_info().pss
+        gate.touch()
+        assert group.wait()
+        return float(used)
+
+    return _blocked(1_000_000, use)
+
+
+def client_memory(name: str) -> float:
+    """Bytes of the client for each invocation of a group that nobody looks at."""
+
+    def use(gate: Path) -> float:
+        import psutil
+
+        values = [(value,) for value in range(1_000_000)]
+        tasks.noop_task.parallelize(values[:1000])
+        before = psutil.Process().memory_full_info().uss
+        group = tasks.noop_task.parallelize(values)
+        used = psutil.Process().memory_full_info().uss - before
+        assert len(group) == 1_000_000
+        gate.touch()
+        assert group.wait()
+        return used / len(group)
+
+    return _blocked(1_000_000, use)
+
+
+def disk(name: str) -> float:
+    """Bytes of the database for each no-op call of a bulk map."""
+    from pynenc.client.launch import paths_of
+
+    tasks.app.conf.num_workers = WORKERS
+    count = 1_000_000
+    assert sum(tasks.noop_task.parallelize([(value,) for value in range(count)]).results) == count * (count - 1) // 2
+    database = Path(paths_of(tasks.app.conf.state_path, tasks.app.app_id).database)
+    tasks.app.close()
+    return sum(path.stat().st_size for path in database.parent.glob(f"{database.name}*")) / count
+
+
+def queued_flat(name: str, sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)) -> float:
+    """Cost per call with 10 ** 7 calls queued over the cost with the cheapest smaller number from 10 ** 4 on."""
+    costs = {}
+    for size in sizes:
+
+        def use(gate: Path, size: int = size) -> float:
+            began = time.perf_counter()
+            group = tasks.noop_task.parallelize((value,) for value in range(size))
+            gate.touch()
+            total = sum(group.results)
+            took = time.perf_counter() - began
+            assert total == size * (size - 1) // 2
+            return took / size
+
+        costs[size] = min(_blocked(size, use) for _ in range(3 if size <= 1_000_000 else 1))
+        print(f"queued {size:>10,}: {costs[size] * 1e6:.2f} us per call", file=sys.stderr)
+    return costs[sizes[-1]] / min(costs[size] for size in sizes[1:-1])
+
+
+WORKLOADS: dict[str, Callable[[str], float]] = {
+    function.__name__: function
+    for function in (
+        round_trip,
+        single_calls,
+        bulk_map,
+        long_calls,
+        short_calls,
+        skewed_tail,
+        cold_start,
+        worker_memory,
+        supervisor_memory,
+        client_memory,
+        disk,
+        queued_flat,
+    )
+}
+OURS_ALONE = ("worker_memory", "supervisor_memory", "client_memory", "disk", "queued_flat")
