@@ -10,28 +10,27 @@ if sys.platform not in ("linux", "darwin"):
         f"pynenc runs on Linux and macOS: it needs fork and Unix sockets, which {sys.platform} does not have"
     )
 
-from pynenc.app import Pynenc
-from pynenc.exceptions import (
-    ConfigError,
-    CycleDetectedError,
-    InvalidTaskOptionsError,
-    InvocationError,
-    InvocationNotFoundError,
-    PynencError,
-    RetryError,
-    RunnerError,
-    SerializationError,
-    TaskError,
-    WorkerLostError,
-)
-from pynenc.status import InvocationStatus
-from pynenc.task import Task
+from pynenc.version import __version__
 
 if TYPE_CHECKING:
+    from pynenc.app import Pynenc
     from pynenc.builder import PynencBuilder
     from pynenc.conf.config_task import ConcurrencyControlType
-
-from pynenc.version import __version__
+    from pynenc.exceptions import (
+        ConfigError,
+        CycleDetectedError,
+        InvalidTaskOptionsError,
+        InvocationError,
+        InvocationNotFoundError,
+        PynencError,
+        RetryError,
+        RunnerError,
+        SerializationError,
+        TaskError,
+        WorkerLostError,
+    )
+    from pynenc.status import InvocationStatus
+    from pynenc.task import Task
 
 __all__ = [
     "ConcurrencyControlType",
@@ -53,13 +52,24 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"PynencBuilder": "pynenc.builder", "ConcurrencyControlType": "pynenc.conf.config_task"}
+_HOMES = {
+    "ConcurrencyControlType": "pynenc.conf.config_task",
+    "InvocationStatus": "pynenc.status",
+    "Pynenc": "pynenc.app",
+    "PynencBuilder": "pynenc.builder",
+    "Task": "pynenc.task",
+}
 
 
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
-    if module is None:
+    # Names are imported when they are used: the supervisor's process needs none of them, and imports no pickle.
+    if name not in __all__:
         raise AttributeError(f"module 'pynenc' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(module), name)
+    value = globals()[name] = getattr(import_module(_HOMES.get(name, "pynenc.exceptions")), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
 from pynenc.runner import Submission
-
-logger = logging.getLogger("pynenc")
 
 
 class CallbackThread:
@@ -55,4 +52,6 @@ def call_back(callback: Callable[[], object]) -> None:
     try:
         callback()
     except Exception:  # user code
-        logger.exception("a done callback raised")
+        import logging
+
+        logging.getLogger("pynenc").exception("a done callback raised")

@@ -10,9 +10,7 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
-import tempfile
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import RunnerError
@@ -146,7 +144,7 @@ def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | Non
     try:
         pid = _start(paths, address, settings, log)
     except BaseException:
-        shutil.rmtree(os.path.dirname(address.path), ignore_errors=True)
+        _remove_run_directory(address.path)
         raise
     _write_run_file(paths, address)
     return address, pid
@@ -191,15 +189,24 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
 
 
 def _new_address() -> Address:
-    for base in (tempfile.gettempdir(), "/tmp"):
-        directory = tempfile.mkdtemp(prefix="pynenc-", dir=base)  # 0700
+    bases = [os.environ.get("TMPDIR") or "/tmp", "/tmp"]
+    for base in bases:
+        directory = os.path.join(base, f"pynenc-{os.urandom(6).hex()}")
         path = os.path.join(directory, "socket")
         if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
+            os.mkdir(directory, 0o700)
             return Address(path, os.urandom(32))
-        os.rmdir(directory)
-    raise RunnerError(
-        f"no temporary directory has a path short enough for a socket: tried {tempfile.gettempdir()} and /tmp"
-    )
+    raise RunnerError(f"no temporary directory has a path short enough for a socket: tried {' and '.join(bases)}")
+
+
+def _remove_run_directory(address: str) -> None:
+    """Remove a socket and its directory, as far as they are there and ours."""
+    directory = os.path.dirname(address)
+    if os.path.basename(directory).startswith("pynenc-"):
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _write_run_file(paths: Paths, address: Address) -> None:
@@ -214,7 +221,5 @@ def _remove_leftovers(paths: Paths) -> None:
     """What a killed supervisor could not take away itself."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         with open(paths.run_file) as file:
-            directory = os.path.dirname(json.load(file)["address"])
-        if os.path.basename(directory).startswith("pynenc-"):
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove_run_directory(json.load(file)["address"])
         os.unlink(paths.run_file)

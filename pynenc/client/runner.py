@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -54,8 +53,6 @@ GREETINGS = 20
 
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
-
-logger = logging.getLogger("pynenc")
 
 _runners: weakref.WeakSet[ClusterRunner] = weakref.WeakSet()
 
@@ -278,7 +275,7 @@ class ClusterRunner:
                 connection.send(frame(Kind.GOODBYE))
             except RunnerError as error:
                 if self._held:
-                    logger.error("%s", error)
+                    self._the_app().logger.error("%s", error)
             finally:
                 connection.close()
                 self._connection = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
@@ -89,6 +88,8 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         try:
             callback(self)
         except Exception:  # the user's code, as the promise says
+            import logging
+
             logging.getLogger("pynenc").exception("a done callback of %r raised", self)
 
 

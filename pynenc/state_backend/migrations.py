@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 
 from pynenc.exceptions import StateBackendError
 
@@ -45,7 +45,8 @@ def bring_up(connection: sqlite3.Connection, path: str) -> None:
     if found == SCHEMA_VERSION:
         return
     if found == 0:
-        schema = (Path(__file__).parent / "schema.sql").read_text()
+        with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
+            schema = file.read()
         connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         return
     connection.execute("BEGIN IMMEDIATE")

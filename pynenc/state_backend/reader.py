@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from pynenc.exceptions import StateBackendError
 from pynenc.protocol.messages import INDEX_BITS, Failure, Results, invocation_number, split_number
@@ -70,12 +69,12 @@ class Reader:
 
     def _connection(self) -> sqlite3.Connection | None:
         # One connection for each thread and process: SQLite's may be carried into neither.
-        import os
+        from urllib.parse import quote
 
         known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
         if known is not None and known[0] == os.getpid():
             return known[1]
-        if not Path(self.path).exists():
+        if not os.path.exists(self.path):
             return None
         try:
             connection = sqlite3.connect(f"file:{quote(self.path)}?mode=ro", uri=True, isolation_level=None)

@@ -16,16 +16,17 @@ import mmap
 import os
 import signal
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, SLOT_BYTES, STARTED, Slot
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.system.boot import start_module
+
+if TYPE_CHECKING:
+    import subprocess
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
@@ -214,6 +215,8 @@ def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("pynenc-slots")
     else:
+        import tempfile
+
         fd, path = tempfile.mkstemp(prefix="pynenc-slots-")
         os.unlink(path)
     os.ftruncate(fd, size)
