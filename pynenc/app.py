@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 from pynenc.exceptions import TaskError
-from pynenc.task import Task
+from pynenc.task import Task, registered
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Pynenc:
         return decorate
 
     def _register(self, task: Task[Params, Result]) -> Task[Params, Result]:
-        self.tasks[task.task_id] = task
+        self.tasks[task.task_id] = registered[task.task_id] = task
         return task
 
     def get_task(self, task_id: str) -> Task[Any, Any]:

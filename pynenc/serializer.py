@@ -80,7 +80,10 @@ def freeze_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...] | Frozen:
 
 def plain_column(column: Sequence[Any]) -> bool:
     """Whether all values of a column are plain; the cost is a few nanoseconds a value."""
-    kinds = set(map(type, column))
+    types = list(map(type, column))
+    if types[0] in SCALARS and types.count(types[0]) == len(types):
+        return True
+    kinds = set(types)
     if kinds <= SCALARS:
         return True
     if kinds <= TEXTS:

@@ -25,6 +25,9 @@ _VARIABLE_POSITIONAL = 0x04
 
 ANY_NUMBER = 1 << 30
 
+registered: dict[str, Task[Any, Any]] = {}
+"""The tasks of all apps in this process, by id: how a worker finds one whose name in its module is another."""
+
 
 class Task(Generic[Params, Result]):
     """A module-level function that workers can import, with its options.

@@ -231,4 +231,10 @@ def crowd(path: str) -> int:
     return os.getpid()
 
 
+def plain(x: int) -> int:
+    return 3 * x
+
+
+made_of_plain = app.task(plain)
+
 ALL: list[Task[..., Any]] = list(app.tasks.values())

@@ -233,12 +233,12 @@ def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:
     """Pack tuples of plain values a column at a time: nothing is done per call."""
     import pickle
 
-    if set(map(type, chunk)) != {tuple}:
+    if list(map(type, chunk)).count(tuple) != len(chunk):
         return None
-    widths = set(map(len, chunk))
-    if len(widths) != 1 or not task.takes_positional(width := widths.pop()) or not width:
-        return None
-    columns = list(zip(*chunk, strict=True))
-    if not all(map(plain_column, columns)):
+    try:
+        columns = list(zip(*chunk, strict=True))
+    except ValueError:
+        return None  # Of different lengths.
+    if not columns or not task.takes_positional(len(columns)) or not all(map(plain_column, columns)):
         return None
     return Packed(len(chunk), Packing.COLUMNS, pickle.dumps(columns, PROTOCOL))

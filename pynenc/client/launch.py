@@ -165,19 +165,15 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             "ready_fd": theirs,
         }
         # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
-        output = open(log, "ab") if log is not None else None  # noqa: SIM115  (the child keeps it)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if log is not None else None
         process = start_module("pynenc.supervisor.main", whole, (theirs,), output=output, new_session=True)
         if output is not None:
-            output.close()
+            os.close(output)
     finally:
         os.close(theirs)
-    # It outlives this process, which therefore never waits for it.
-    process.returncode = 0
     with open(ready) as pipe:
         if not select.select([pipe], [], [], timeout_s)[0]:
-            process.returncode = None
             process.kill()
-            process.wait()
             raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
         told = pipe.read()
     if not told:

@@ -12,21 +12,16 @@ connection without ending is killed.
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
-from pynenc.protocol.slots import MAX_SLOTS, POSITION, SLOT_BYTES, STARTED, Slot
+from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
+from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
-from pynenc.system.boot import start_module
-
-if TYPE_CHECKING:
-    import subprocess
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
@@ -74,8 +69,8 @@ class Pool:
     """The fork server and the workers.
 
     Args:
-        worker_environment: Environment variables for workers, on top of the supervisor's own.
-        settings: What the fork server and the workers need to know; goes to them as JSON.
+        fork_server: The process that forks workers.
+        persistent: Whether the supervisor stays when its clients have left.
         on_started: Told of each worker that can be sent leases.
         on_ended: Told of each worker that is gone, after all it had sent was handed on.
         on_hopeless: Told why when workers only die.
@@ -84,30 +79,26 @@ class Pool:
     def __init__(
         self,
         size: int,
-        worker_environment: dict[str, str],
-        settings: dict[str, Any],
+        fork_server: ForkServerProcess,
+        persistent: bool,
         on_started: Callable[[Worker], None],
         on_ended: Callable[[Worker, int], None],
         on_hopeless: Callable[[str], None],
     ) -> None:
         self.size = min(size, MAX_SLOTS)
-        self.persistent = bool(settings["persistent"])
+        self.persistent = persistent
         self.workers: dict[int, Worker] = {}
         self.lost: dict[int, Worker] = {}
         self.loop: Loop
-        self._environment = worker_environment
-        self._settings = settings
+        self._fork_server = fork_server
         self._on_started = on_started
         self._on_ended = on_ended
         self._on_hopeless = on_hopeless
         self._last_number = 0
         self._early_deaths = 0
         self._ending = False
-        self._slots_fd, self._memory = _shared_memory(MAX_SLOTS * SLOT_BYTES)
         self._free_slots = list(range(self.size))
         self._server: Peer
-        self._process: subprocess.Popen[bytes]
-        self._start_server()
 
     def begin(self, loop: Loop) -> None:
         """Start the workers; their connections join the loop."""
@@ -121,33 +112,20 @@ class Pool:
         self._ending = True
         for worker in self.workers.values():
             worker.peer.connection.close()
-        self._server_socket.close()
-        self._process.wait()
+        self._fork_server.end()
         for worker in self.workers.values():
             worker.slot.release()
-        self._memory.close()
-        os.close(self._slots_fd)
-
-    def _start_server(self) -> None:
-        self._server_socket, theirs = socket.socketpair()
-        settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
-        self._process = start_module(
-            "pynenc.worker.forkserver",
-            settings,
-            (theirs.fileno(), self._slots_fd),
-            environment={**os.environ, **self._environment},
-        )
-        theirs.close()
+        self._fork_server.close()
 
     def _join_server(self) -> None:
-        self._server = Peer(self.loop, self._server_socket, self._server_frames, self._server_lost)
+        self._server = Peer(self.loop, self._fork_server.connection, self._server_frames, self._server_lost)
         self.loop.add(self._server)
 
     def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
         self._last_number += 1
         slot_number = self._free_slots.pop(0)
-        worker = Worker(self._last_number, slot_number, WatchedSlot(self._memory, slot_number))
+        worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number))
         worker.slot.clear()
         self.workers[worker.number] = worker
         worker.peer = Peer(self.loop, ours, _ignore, self._connection_ended)
@@ -155,7 +133,7 @@ class Pool:
         self.loop.add(worker.peer)
         request = json_frame(Kind.SPAWN, worker=worker.number, slot=slot_number)
         # The fork server always reads, and requests are few and short: this never waits.
-        socket.send_fds(self._server_socket, [request], [theirs.fileno()])
+        socket.send_fds(self._fork_server.connection, [request], [theirs.fileno()])
         theirs.close()
         self._on_started(worker)
 
@@ -202,25 +180,11 @@ class Pool:
         """The fork server was killed, and its workers die with it: begin anew."""
         if self._ending:
             return
-        self._process.wait()
         lost = list(self.workers.values())
-        self._start_server()
+        self._fork_server.start_again()
         self._join_server()
         for worker in lost:
             self._worker_gone(worker, "died with the fork server, which was killed,")
-
-
-def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
-    """Memory that child processes share through a descriptor, and that has no name to be left behind."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("pynenc-slots")
-    else:
-        import tempfile
-
-        fd, path = tempfile.mkstemp(prefix="pynenc-slots-")
-        os.unlink(path)
-    os.ftruncate(fd, size)
-    return fd, mmap.mmap(fd, size)
 
 
 def _death(status: int) -> str:

@@ -44,7 +44,8 @@ class Spin:
             os.sched_yield()
             found = find()
             if found:
-                self._vain = 0
+                # Only a row of successes brings the looks back: now and then one succeeds by chance.
+                self._vain = max(0, self._vain - 1)
                 return found
         self._vain = min(self._vain + 1, MAX_VAIN)
         self._skip = (1 << self._vain) - 1

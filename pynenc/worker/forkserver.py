@@ -16,7 +16,6 @@ import socket
 import sys
 from typing import Any
 
-import pynenc.task  # noqa: F401  (what tasks' modules import, workers share)
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_from
 from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES

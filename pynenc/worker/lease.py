@@ -23,7 +23,7 @@ from pynenc.protocol.messages import (
 from pynenc.protocol.slots import CUT_TO, POSITION, Slot
 from pynenc.serializer import leased_arguments, pack
 
-SHIP_S = 0.005
+SHIP_S = 0.01
 """Results are shipped at the latest after this time."""
 
 

@@ -21,6 +21,7 @@ from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, json_from, number_from
 from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
+from pynenc.task import Task, registered
 from pynenc.worker import lease as leases
 
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
@@ -52,7 +53,10 @@ class DeclaredTask:
         module_name, _, name = self.task_id.rpartition(".")
         importlib.invalidate_caches()
         task = getattr(importlib.import_module(module_name), name, None)
-        if task is None or not hasattr(task, "func"):
+        if not isinstance(task, Task):
+            # Made without a decorator: the name is the function's own, and only the app knows the task.
+            task = registered.get(self.task_id)
+        if task is None:
             raise RunnerError(
                 f"the worker found no task {name!r} in module {module_name!r} ({self.context['cwd']}): "
                 "a task must be a module-level name when its module is imported"

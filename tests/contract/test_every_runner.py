@@ -74,6 +74,7 @@ def test_an_empty_group_is_done() -> None:
         (lambda: tasks.add._call(tasks.add.args(4, y=5)), 9),
         (lambda: tasks.total._call(tasks.total.args(1, 2, a=3)), 6),
         (lambda: tasks.slowly_double(4), 8),
+        (lambda: tasks.made_of_plain(4), 12),
     ],
 )
 def test_arguments_reach_the_function_however_the_call_is_written(invocation, expected) -> None:  # type: ignore[no-untyped-def]

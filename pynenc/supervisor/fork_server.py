@@ -1,0 +1,67 @@
+"""The fork server as the supervisor holds it: its process, the socket to it, and the memory that workers share.
+
+Imports little: it is the first thing that a supervisor does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+from typing import Any
+
+from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
+from pynenc.system.boot import start_module
+
+_TOLD = ("boot_path", "persistent", "app_id", "address", "key", "database")
+
+
+class ForkServerProcess:
+    """Starts the fork server, at once.
+
+    Attributes:
+        connection: The socket to it.
+        memory: The slots of all workers.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = {name: settings[name] for name in _TOLD}
+        self._environment = {**os.environ, **settings["worker_environment"]}
+        self._slots_fd, self.memory = _shared_memory(MAX_SLOTS * SLOT_BYTES)
+        self._start()
+
+    def start_again(self) -> None:
+        """Start another one: this one was killed."""
+        self._process.wait()
+        self._start()
+
+    def end(self) -> None:
+        """Have it end its workers and itself, and wait until they are gone."""
+        self.connection.close()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Let go of the shared memory."""
+        self.memory.close()
+        os.close(self._slots_fd)
+
+    def _start(self) -> None:
+        self.connection, theirs = socket.socketpair()
+        settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
+        self._process = start_module(
+            "pynenc.worker.forkserver", settings, (theirs.fileno(), self._slots_fd), environment=self._environment
+        )
+        theirs.close()
+
+
+def _shared_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Memory that child processes share through a descriptor, and that has no name to be left behind."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("pynenc-slots")
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp(prefix="pynenc-slots-")
+        os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd, mmap.mmap(fd, size)

@@ -1,0 +1,219 @@
+"""The supervisor's service: begin, serve, end.
+
+Started by a client (`client/launch.py`) with its settings as JSON. It tells that it serves, or why it cannot, on
+the pipe that the client reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
+from pynenc.protocol.authentication import prove
+from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
+from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.state_backend.store import Store
+from pynenc.supervisor.fork_server import ForkServerProcess
+from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.supervisor.orchestrator import Orchestrator
+from pynenc.supervisor.payloads import Payloads
+from pynenc.supervisor.pool import Pool
+from pynenc.supervisor.turn import Turn
+from pynenc.system.lock import FileLock
+
+FIRST_CLIENT_S = 30.0
+"""A supervisor that no client has come to after this time ends."""
+
+GREETING_S = 10.0
+"""How long a connection may take to prove that it knows the key."""
+
+RETRY_END_S = 0.05
+
+
+class Supervisor:
+    """All parts put together.
+
+    Args:
+        settings: What the launching client decided; see `client/launch.py`.
+        fork_server: The process that forks workers; it is starting.
+    """
+
+    def __init__(self, settings: dict[str, Any], fork_server: ForkServerProcess) -> None:
+        self._settings = settings
+        self._key = bytes.fromhex(settings["key"])
+        self._had_client = False
+        self._greeting: set[Peer] = set()
+        self._listener = _listen(settings["address"])
+        self.pool = Pool(
+            settings["num_workers"],
+            fork_server,
+            settings["persistent"],
+            on_started=lambda worker: self.turn.worker_started(worker),
+            on_ended=lambda worker, position: self.turn.worker_ended(worker, position),
+            on_hopeless=self._fail,
+        )
+        self.store = Store(settings["database"], settings["durability"])
+        payloads = Payloads(self.store, settings["memory_bytes"])
+        orchestrator = Orchestrator(settings["lease_s"])
+        self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
+        self.loop = Loop(self._on_turn)
+        self.turn.loop = self.loop
+
+    def serve(self) -> None:
+        """Start the workers and turn until there is nothing left to do."""
+        self._watch_signals()
+        self.loop.listen(self._listener, self._accept)
+        self.pool.begin(self.loop)
+        self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
+        self.loop.run()
+
+    def close(self) -> None:
+        """End the workers, close the database, take the address away."""
+        self._listener.close()
+        self.pool.close()
+        self.loop.close()
+        self.store.close()
+
+    def _on_turn(self) -> None:
+        try:
+            self.turn.run()
+        except StateBackendError as error:
+            self._fail(str(error))
+        if self.turn.interrupted and not self.pool.persistent:
+            self._terminated()
+        elif (
+            self._had_client
+            and not self._greeting
+            and not self.turn.has_clients()
+            and not self.pool.persistent
+            and self.turn.drained()
+        ):
+            self._end()
+
+    def _end(self) -> None:
+        """End, unless somebody is just about to connect.
+
+        Whoever connects holds the start lock. So while the supervisor holds it, nobody does.
+        """
+        lock = FileLock(self._settings["start_lock"])
+        if not lock.acquire_nowait():
+            self.loop.call_in(RETRY_END_S, lambda: None)
+            return
+        if self._somebody_waits():
+            lock.release()
+            return
+        self._remove_address()
+        self._lock = lock  # Held until the process ends: the next supervisor waits for this one's end.
+        self.loop.stop()
+
+    def _somebody_waits(self) -> bool:
+        import select
+
+        return bool(select.select([self._listener], [], [], 0)[0])
+
+    def _remove_address(self) -> None:
+        """Nobody finds this supervisor any more."""
+        for path in (self._settings["address"], self._settings["run_file"]):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self._settings["address"]))
+
+    def _nobody_came(self) -> None:
+        self._had_client = True
+
+    def _fail(self, why: str) -> None:
+        """Tell every client why this ends, and end."""
+        for client in self.turn.clients.values():
+            client.peer.send(json_frame(Kind.REFUSED, error=why))
+        self.loop.flush()
+        self._remove_address()
+        self.loop.stop()
+
+    def _watch_signals(self) -> None:
+        """SIGTERM ends the supervisor at the end of a turn; Ctrl-C is the client's business."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        self._waker = waker
+        signal.set_wakeup_fd(waker.fileno())
+        signal.signal(signal.SIGTERM, lambda *_: self._terminated())
+        self.loop.add(Peer(self.loop, woken, lambda *_: None, lambda *_: None))
+
+    def _terminated(self) -> None:
+        self._remove_address()
+        self.loop.stop()
+
+    # The handshake: both sides prove that they know the key, which only this user can read.
+
+    def _accept(self, connection: socket.socket) -> None:
+        peer = Peer(self.loop, connection, self._proof_came, self._stranger_left, MAX_UNPROVEN_BODY_BYTES)
+        self._greeting.add(peer)  # Whoever is about to become a client keeps the supervisor from ending.
+        self.loop.call_in(GREETING_S, lambda: self._stranger_stays(peer))
+        peer.role = os.urandom(32)
+        peer.takes_descriptors = True
+        self.loop.add(peer)
+        peer.send(frame(Kind.CHALLENGE, peer.role))
+
+    def _stranger_left(self, peer: Peer, why: str) -> None:
+        self._greeting.discard(peer)
+
+    def _stranger_stays(self, peer: Peer) -> None:
+        if peer in self._greeting:
+            self.loop.end(peer, "it did not prove that it knows the key")
+
+    def _proof_came(self, peer: Peer, frames: Frames) -> None:
+        for kind, body in frames[:1]:
+            if kind != Kind.PROOF or len(body) < 96:
+                raise ProtocolError("a client began with something else than a proof")
+            challenge, proof, fields = body[:32], body[32:96], json_from(body[96:])
+            if not hmac.compare_digest(proof, prove(self._key, peer.role, b"client")):
+                raise ProtocolError("a client does not know the key")
+            if fields.get("version") != VERSION:
+                refusal = (
+                    f"the supervisor (pid {os.getpid()}) speaks protocol {VERSION}, this client "
+                    f"{fields.get('version')}: stop it first (pynenc runner stop)"
+                )
+                peer.send(json_frame(Kind.REFUSED, error=refusal))
+                peer.flush()
+                raise ProtocolError(refusal)
+            self._greeting.discard(peer)
+            peer.reader.max_body_bytes = MAX_BODY_BYTES
+            peer.takes_descriptors = False
+            self._had_client = True
+            number = self.turn.client_joined(peer, int(fields.get("pid", 0)), bool(fields.get("is_worker")))
+            answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
+            peer.send(frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode()))
+        if frames[1:]:
+            self.turn.client_frames(peer, frames[1:])
+
+
+def _listen(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    os.chmod(address, 0o600)
+    listener.listen(128)
+    return listener
+
+
+def serve(settings: dict[str, Any], fork_server: ForkServerProcess) -> None:
+    """Serve until the work is done; tell the launching client how the start went."""
+    with open(settings["ready_fd"], "w") as ready:
+        try:
+            supervisor = Supervisor(settings, fork_server)
+        except (PynencError, OSError) as error:
+            ready.write(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            fork_server.end()
+            sys.exit(1)
+        ready.write(json.dumps({"pid": os.getpid()}))
+    try:
+        supervisor.serve()
+    finally:
+        supervisor.close()
