@@ -517,13 +517,17 @@ def _close_at_exit() -> None:
 _registered = False
 
 
-def _close_all() -> None:
-    interrupted = isinstance(getattr(sys, "last_value", None), KeyboardInterrupt)
+def interrupt_all() -> None:
+    """Have supervisors end now that nobody else uses; what has not run is kept in their state backends."""
     for runner in list(_runners):
-        if interrupted:
-            runner.interrupt()
-        else:
-            runner.close()
+        runner.interrupt()
+
+
+def _close_all() -> None:
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        interrupt_all()
+    for runner in list(_runners):
+        runner.close()
 
 
 def _after_fork_in_child() -> None:

@@ -97,18 +97,22 @@ def test_an_app_must_be_named_when_there_are_several_or_none(run_python: RunPyth
     assert (wrong.code, "cannot be found" in wrong.err) == (1, True)
 
 
-def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["script.py"], ["-m", "pynenc", "run", "script.py"]], ids=["python", "pynenc run"])
+def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path, command: list[str]) -> None:
     begun = tmp_path / "begun"
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})\n"
         "from tests.tasks import begin_and_wait_for\n"
-        f"begin_and_wait_for({str(begun)!r}, {str(tmp_path / 'never')!r}).result\n"
+        "def main():\n"
+        f"    begin_and_wait_for({str(begun)!r}, {str(tmp_path / 'never')!r}).result\n"
+        "if __name__ == '__main__':\n    main()\n"
     )
-    process = subprocess.Popen([sys.executable, str(script)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     wait_until(begun.exists, "the call runs")
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate()[1]
+    said = process.communicate()[1]
+    assert ("KeyboardInterrupt" if len(command) == 1 else "pynenc: interrupted") in said
     wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all have ended", seconds=5)
 
 

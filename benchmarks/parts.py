@@ -1,0 +1,138 @@
+"""What one single call costs in each process, without the kernel: `python -m benchmarks.parts`.
+
+The real code of client, supervisor and worker, with sockets and the database taken away.
+"""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from benchmarks.tasks import app, noop_task
+from pynenc.protocol.frames import HEADER_BYTES, FrameReader
+from pynenc.protocol.messages import Batch, Kind, Lease, Packing, Results, first_batch_of, json_frame
+from pynenc.protocol.slots import Slot
+from pynenc.supervisor.orchestrator import Orchestrator
+from pynenc.supervisor.payloads import Payloads
+from pynenc.supervisor.turn import Turn
+from pynenc.worker import lease
+
+COUNT = 3_000
+ARGUMENTS = pickle.dumps([(5,)], 5)
+RESULT = pickle.dumps([5], 5)
+
+
+def best_us(action: Callable[[int], object]) -> float:
+    """Microseconds per action, the best of five rounds."""
+    rounds = []
+    for turn in range(5):
+        began = time.perf_counter()
+        for number in range(turn * COUNT, (turn + 1) * COUNT):
+            action(number)
+        rounds.append((time.perf_counter() - began) / COUNT * 1e6)
+    return min(rounds)
+
+
+class AnsweringConnection:
+    """Answers a batch as soon as somebody waits."""
+
+    lost = None
+
+    def __init__(self, take_in: Callable[[int, bytes], None]) -> None:
+        self._take_in = take_in
+        self._sent = b""
+        self._reader = FrameReader()
+
+    def send(self, message: bytes) -> None:
+        self._sent = message
+
+    def read_nowait(self) -> None:
+        """Nothing comes by itself."""
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        batch = Batch.from_body(self._sent[HEADER_BYTES:])
+        results = Results(batch.id, 0, 1, 1, Packing.COLUMN, 1.0, 1e-6, b"", RESULT)
+        for kind, body in self._reader.feed(results.to_frame()):
+            self._take_in(kind, body)
+        return done()
+
+
+def client() -> float:
+    """A call and its result, in the client."""
+    runner: Any = app._cluster
+    runner._connection = AnsweringConnection(runner._take_in)
+    runner._number_batches(1)
+    runner._task_keys[noop_task] = 1
+    try:
+        return best_us(lambda number: noop_task(number).result)
+    finally:
+        runner._connection = None
+
+
+def worker() -> float:
+    """A lease of one call, from its frame to the frame of its result."""
+    slot = Slot(mmap.mmap(-1, 4096), 0)
+    slot.clear()
+    shipper = lease.Shipper(lambda message: None, 1)
+    message = Lease(1, first_batch_of(1), 1, 0, 1, Packing.COLUMN, ARGUMENTS).to_frame()
+    reader = FrameReader()
+
+    def run(_: int) -> None:
+        for _, body in reader.feed(message):
+            lease.run(Lease.from_body(body), noop_task, noop_task.func, slot, shipper)
+            shipper.ship()
+
+    return best_us(run)
+
+
+def supervisor() -> float:
+    """Two turns: a batch comes and is leased, its result comes and is delivered."""
+    peer = SimpleNamespace(
+        send=lambda frame: None, send_descriptors=lambda *_: None, open=True, buffered=0, descriptors=[], role=None
+    )
+    store = SimpleNamespace(
+        add_client=lambda pid: 1,
+        add_task=lambda *_: 1,
+        add_batch=lambda batch: None,
+        add_results=lambda results: None,
+        commit=lambda: None,
+    )
+    held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0)
+    pool = SimpleNamespace(workers={1: held}, persistent=False)
+    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, 1 << 24)  # type: ignore[arg-type]
+    turn.loop = SimpleNamespace(flush=lambda: None)  # type: ignore[assignment]
+    turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
+    turn.worker_started(held)  # type: ignore[arg-type]
+    client_role, worker_role = peer.role, held
+    options = {"max_worker_losses": 1, "rerun_on_worker_loss": True}
+    declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context={})
+    turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
+
+    def two_turns(number: int) -> None:
+        batch = first_batch_of(1) + number
+        peer.role = client_role
+        body = Batch(batch, 1, 1, 0, 0, 1.0, Packing.COLUMN, ARGUMENTS).to_frame()[HEADER_BYTES:]
+        turn.client_frames(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
+        turn.run()
+        peer.role = worker_role
+        body = Results(batch, 0, 1, 1, Packing.COLUMN, 1.0, 1e-6, b"1234", RESULT).to_frame()[HEADER_BYTES:]
+        turn.worker_frames(peer, [(Kind.RESULTS, body)])  # type: ignore[arg-type]
+        turn.run()
+
+    return best_us(two_turns)
+
+
+def main() -> None:
+    """Measure and print."""
+    print("| part of a single call | µs |\n| --- | --- |")
+    print(f"| client: check, freeze, batch, frame; read the result | {client():.1f} |")
+    print(f"| supervisor: two turns without commits | {supervisor():.1f} |")
+    print(f"| worker: read the lease, run, pack the result | {worker():.1f} |")
+
+
+if __name__ == "__main__":
+    main()
