@@ -132,7 +132,9 @@ class MpireExecutor:
     def __init__(self) -> None:
         from mpire import WorkerPool
 
+        # Two pools: one that has served `apply` does not serve `map` any more.
         self._pool = WorkerPool(n_jobs=WORKERS, keep_alive=True)
+        self._maps = WorkerPool(n_jobs=WORKERS, keep_alive=True)
 
     def call(self, func: Callable[[Any], Any], value: Any) -> Any:
         return self._pool.apply(func, (value,))
@@ -141,10 +143,11 @@ class MpireExecutor:
         return [result.get() for result in [self._pool.apply_async(func, (value,)) for value in values]]
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
-        return list(self._pool.map(func, values, chunk_size=chunk))
+        return list(self._maps.map(func, values, chunk_size=chunk))
 
     def close(self) -> None:
         self._pool.terminate()
+        self._maps.terminate()
 
 
 class DaskExecutor:
