@@ -211,9 +211,14 @@ class Orchestrator:
         return max(1, min(room, fair), int(SHORT_S / task.call_s))
 
     def _worker_with_room(self) -> tuple[int, WorkerLeases | None]:
-        least, number, found = self.lease_s, -1, None
+        """The least loaded worker that may hold more: some milliseconds of work, and one call beside a long one.
+
+        That one keeps the worker from waiting for its next call; if another worker idles, it takes it over.
+        """
+        least, number, found = float("inf"), -1, None
         for candidate, worker in self.workers.items():
-            if worker.load_s < least and worker.cut is None:
+            may_hold_more = worker.load_s < self.lease_s or not worker.several
+            if may_hold_more and worker.load_s < least and worker.cut is None:
                 least, number, found = worker.load_s, candidate, worker
         return number, found
 
