@@ -119,7 +119,7 @@ def supervisor() -> float:
         turn.client_frames(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
         turn.run()
         peer.role = worker_role
-        body = Results(batch, 0, 1, 1, Packing.COLUMN, 1.0, 1e-6, b"1234", RESULT).to_frame()[HEADER_BYTES:]
+        body = Results(batch, 0, 1, 1, Packing.COLUMN, 1.0, 1e-6, b"12345678", RESULT).to_frame()[HEADER_BYTES:]
         turn.worker_frames(peer, [(Kind.RESULTS, body)])  # type: ignore[arg-type]
         turn.run()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 from pynenc.exceptions import SerializationError, WorkerLostError, WorkerTraceback
@@ -46,32 +48,33 @@ class Outcomes(Protocol):
 
 
 def run_lease(
-    func: Callable[..., Any], entries: Iterable[Any], first_position: int, slot: Slot, outcomes: Outcomes
+    func: Callable[..., Any], entries: Iterable[Any], positions: range, slot: Slot, outcomes: Outcomes
 ) -> int | None:
     """Run the calls of a lease one after the other.
 
     Args:
         func: The task's function.
-        entries: The arguments of each call: a tuple, or frozen ones.
-        first_position: The position of the first call.
+        entries: The arguments of each call: tuples, or a list of frozen ones.
+        positions: The position of each call.
         slot: Where each call is announced before it starts, and where a cut is read.
         outcomes: Takes the frozen results and the exceptions.
 
     Returns:
         The position of the call that a cut kept from running, or None when all have run.
     """
+    # Each step of this iterator runs one call; after an exception it goes on with the next.
+    calls = map(partial(call_frozen, func), entries) if type(entries) is list else starmap(func, entries)
     numbers, times = slot.numbers, slot.times
     add_value, add_end = outcomes.values.append, outcomes.ends.append
-    clock, scalars, position_field, started_field = time.monotonic, SCALARS, POSITION, STARTED
+    clock, scalars, position_field, cut_field, run_next = time.monotonic, SCALARS, POSITION, CUT_FROM, next
     due = outcomes.due
-    now = clock()
-    for position, entry in enumerate(entries, first_position):  # per call
+    times[STARTED] = clock()
+    for position in positions:  # per call
         numbers[position_field] = position
-        times[started_field] = now
-        if position >= numbers[CUT_FROM] and position < numbers[CUT_TO]:
+        if (cut := numbers[cut_field]) and cut <= position < numbers[CUT_TO]:
             return position
         try:
-            value = func(*entry) if type(entry) is tuple else call_frozen(func, entry)
+            value = run_next(calls)
             if type(value) not in scalars:
                 value = freeze(value)
                 if type(value) is Frozen and len(value) >= SHIP_BYTES:
@@ -86,6 +89,7 @@ def run_lease(
         if now >= due:
             outcomes.ship()
             due = outcomes.due
+            times[STARTED] = clock()
     return None
 
 

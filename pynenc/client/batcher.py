@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
 from pynenc.runner import Submission
-from pynenc.serializer import PROTOCOL, SCALARS, Frozen, pack_arguments, plain_column
+from pynenc.serializer import PROTOCOL, SCALARS, Frozen, columns_of, pack_arguments, plain_column
 
 if TYPE_CHECKING:
     from pynenc.task import Task
@@ -185,23 +185,27 @@ class Chunks:
             packed = _pack_columns(self._task, chunk)
             if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
                 return [packed]
-            return list(_pack_entries(map(self._freeze, chunk)))
+            return list(_pack_entries(self._frozen(chunk)))
         began = time.monotonic()
-        batches = list(_pack_entries(map(self._freeze, source)))
+        batches = list(_pack_entries(self._frozen(source)))
         took = time.monotonic() - began
         self._count = min(MAX_BATCH_CALLS, 2 * self._count) if 2 * took <= PULL_S else max(1, self._count // 2)
         return batches
 
-    def _freeze(self, item: Any) -> Any:
-        """An item as it can wait: as it is when it is a tuple of numbers, else as the task says."""
-        task = self._task
-        if type(item) is tuple and task.takes_positional(len(item)):  # per call
-            for value in item:
-                if type(value) not in SCALARS:
-                    break
-            else:
-                return item
-        return task.freeze_call(*task.call_of(item))
+    def _frozen(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Items as they can wait: as they are when they are tuples of numbers, else as the task says."""
+        task, scalars = self._task, SCALARS
+        fitting = -1
+        for item in items:  # per call
+            if type(item) is tuple and (len(item) == fitting or task.takes_positional(len(item))):
+                fitting = len(item)
+                for value in item:
+                    if type(value) not in scalars:
+                        break
+                else:
+                    yield item
+                    continue
+            yield task.freeze_call(*task.call_of(item))
 
 
 def pack_items(task: Task[Any, Any], items: Iterable[Any], batch_calls: int) -> Iterator[Packed]:
@@ -219,12 +223,12 @@ def _pack_entries(frozen: Iterable[Any]) -> Iterator[Packed]:
     entries: list[Any] = []
     held = 0
     for entry in frozen:
-        size = len(entry) if type(entry) is Frozen else 0
-        if entries and held + size > MAX_BATCH_BYTES:
-            yield Packed(len(entries), *pack_arguments(entries))
-            entries, held = [], 0
+        if type(entry) is Frozen:
+            if entries and held + len(entry) > MAX_BATCH_BYTES:
+                yield Packed(len(entries), *pack_arguments(entries))
+                entries, held = [], 0
+            held += len(entry)
         entries.append(entry)
-        held += size
     if entries:
         yield Packed(len(entries), *pack_arguments(entries))
 
@@ -233,12 +237,13 @@ def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:
     """Pack tuples of plain values a column at a time: nothing is done per call."""
     import pickle
 
-    if list(map(type, chunk)).count(tuple) != len(chunk):
+    count = len(chunk)
+    if not count or list(map(type, chunk)).count(tuple) != count:
         return None
-    try:
-        columns = list(zip(*chunk, strict=True))
-    except ValueError:
-        return None  # Of different lengths.
-    if not columns or not task.takes_positional(len(columns)) or not all(map(plain_column, columns)):
+    width = len(chunk[0])
+    if not width or not task.takes_positional(width) or list(map(len, chunk)).count(width) != count:
         return None
-    return Packed(len(chunk), Packing.COLUMNS, pickle.dumps(columns, PROTOCOL))
+    columns = columns_of(chunk, width)
+    if not all(map(plain_column, columns)):
+        return None
+    return Packed(count, Packing.COLUMNS, pickle.dumps(columns, PROTOCOL))

@@ -139,8 +139,8 @@ _PACKINGS = frozenset(map(int, Packing))
 class Results(NamedTuple):
     """The results of the calls `[first, stop)` of one batch, all run by one worker.
 
-    `durations` holds a single-precision float per call (seconds): each call began when the one before it ended. It is
-    left out on the way to clients.
+    `ends` holds a double per call: when it ended, on the worker's monotonic clock, whose last value is `started + took`.
+    Each call began when the one before it ended. They are left out on the way to clients.
     """
 
     batch: int
@@ -152,19 +152,19 @@ class Results(NamedTuple):
     """When the first call started; seconds since the epoch."""
     took: float
     """What all calls took together; seconds."""
-    durations: bytes
+    ends: bytes
     payload: bytes
 
     def to_frame(self) -> bytes:
-        return frame(Kind.RESULTS, _RESULTS.pack(*self[:7], len(self.durations)), self.durations, self.payload)
+        return frame(Kind.RESULTS, _RESULTS.pack(*self[:7], len(self.ends)), self.ends, self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Results:
         _check(body, _RESULTS)
-        *head, durations = _RESULTS.unpack_from(body)
+        *head, ends = _RESULTS.unpack_from(body)
         batch, first, stop = head[:3]
-        split = _RESULTS.size + durations
-        if not first < stop <= MAX_BATCH_CALLS or durations not in (0, 4 * (stop - first)) or split > len(body):
+        split = _RESULTS.size + ends
+        if not first < stop <= MAX_BATCH_CALLS or ends not in (0, 8 * (stop - first)) or split > len(body):
             raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
         return cls._make((*head, body[_RESULTS.size : split], body[split:]))
 

@@ -15,9 +15,15 @@ SLOT_BYTES = 64
 
 MAX_SLOTS = 1024
 POSITION, CUT_FROM, CUT_TO, STARTED = range(4)
-"""Fields of a slot, eight bytes each: unsigned integers, and the start of the call in monotonic seconds."""
+"""Fields of a slot, eight bytes each: unsigned integers, and a time in monotonic seconds.
 
-NO_CUT = (1 << 64) - 1
+The time is that of the call's start or a little earlier: a worker notes it when a lease begins and when it ships, so at
+least about every 10 ms between calls, and not for each call that is over in a microsecond.
+"""
+
+NO_CUT = 0
+"""Positions begin at 1."""
+
 SETTLE_S = 0.001
 
 

@@ -66,7 +66,7 @@ class Store:
     def add_results(self, results: Results) -> None:
         number = invocation_number(results.batch, results.first)
         self._results.append((number, *results[2:]))
-        self._written += len(results.payload) + len(results.durations)
+        self._written += len(results.payload) + len(results.ends)
 
     def add_failure(self, failure: Failure) -> None:
         self._failures.append((invocation_number(failure.batch, failure.index), *failure[2:]))

@@ -343,7 +343,7 @@ class Turn:
 
     def _deliver(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
-            outcome = outcome._replace(durations=b"")
+            outcome = outcome._replace(ends=b"")
         receivers = [outcome.batch >> BATCH_NUMBER_BITS, *self._watchers.get(outcome.batch, ())]
         made: bytes | None = None
         for number in receivers:

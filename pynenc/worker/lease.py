@@ -7,7 +7,6 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
-from operator import sub
 from typing import Any
 
 from pynenc import context, execution
@@ -110,10 +109,17 @@ class Shipper:
         del self.values[:count], self.ends[:count]
         packing, payload = pack(values)
         started = self._started + time.time() - time.monotonic()
-        durations = array("f", map(sub, ends, [self._started, *ends[:-1]])).tobytes()
         stop = self._first + count
         results = Results(
-            self._batch, self._first, stop, self._worker, packing, started, ends[-1] - self._started, durations, payload
+            self._batch,
+            self._first,
+            stop,
+            self._worker,
+            packing,
+            started,
+            ends[-1] - self._started,
+            array("d", ends).tobytes(),
+            payload,
         )
         self._frames.append(results.to_frame())
         self._first = stop
@@ -164,7 +170,8 @@ def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: 
     shipper.begin(lease.batch, lease.first)
     try:
         entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
-        stopped_at = execution.run_lease(func, entries, lease.position, slot, shipper)
+        positions = range(lease.position, lease.position + lease.stop - lease.first)
+        stopped_at = execution.run_lease(func, entries, positions, slot, shipper)
     finally:
         context.worker_running = None
     if stopped_at is None:

@@ -84,7 +84,7 @@ def test_any_text_is_an_id_or_is_not(text: str) -> None:
 def test_messages_come_back_as_they_were() -> None:
     for message, kind in [
         (Batch(1 << 29, 2, 3, 4, 5, 6.5, Packing.ROWS, b"abc"), Kind.BATCH),
-        (Results(1 << 29, 1, 3, 7, Packing.COLUMN, 1.5, 0.25, b"12345678", b"xyz"), Kind.RESULTS),
+        (Results(1 << 29, 1, 3, 7, Packing.COLUMN, 1.5, 0.25, b"12345678" * 2, b"xyz"), Kind.RESULTS),
         (Failure(1 << 29, 1, 7, 1.5, 2.5, "ValueError", "bäd \udc80", "Traceback", b"pickle"), Kind.FAILURE),
         (Lease(9, 1 << 29, 2, 0, 3, Packing.COLUMNS, b"abc"), Kind.LEASE),
     ]:

@@ -14,7 +14,7 @@ from pynenc.state_backend.store import Store
 
 
 def results(batch: int, first: int, stop: int, payload: bytes = b"r") -> Results:
-    return Results(batch, first, stop, 1, Packing.COLUMN, 1.0, 0.5, b"1234" * (stop - first), payload)
+    return Results(batch, first, stop, 1, Packing.COLUMN, 1.0, 0.5, b"12345678" * (stop - first), payload)
 
 
 def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
