@@ -78,7 +78,7 @@ def worker() -> float:
     slot = Slot(mmap.mmap(-1, 4096), 0)
     slot.clear()
     shipper = lease.Shipper(lambda message: None, 1)
-    message = Lease(1, first_batch_of(1), 1, 0, 1, Packing.COLUMN, ARGUMENTS).to_frame()
+    message = Lease(1, first_batch_of(1), 1, 0, 1, 0, Packing.COLUMN, ARGUMENTS).to_frame()
     reader = FrameReader()
 
     def run(_: int) -> None:
@@ -108,7 +108,7 @@ def supervisor() -> float:
     turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
     turn.worker_started(held)  # type: ignore[arg-type]
     client_role, worker_role = peer.role, held
-    options = {"max_worker_losses": 1, "rerun_on_worker_loss": True}
+    options = noop_task.conf.rules()
     declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context={})
     turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
 

@@ -15,6 +15,9 @@
     │   ├── InvocationStatusError
     │   │   └── InvocationStatusTransitionError
     │   ├── WorkerLostError
+    │   ├── TaskTimeoutError
+    │   ├── InvocationCancelledError
+    │   ├── InvocationExpiredError
     │   └── CycleDetectedError
     ├── StateBackendError
     ├── RunnerError
@@ -37,7 +40,21 @@ class PynencError(Exception):
 
 
 class RetryError(PynencError):
-    """Raised by a task to ask for another attempt."""
+    """Raised by a task to ask for another attempt.
+
+    Args:
+        args: What to say when there are no attempts left.
+        delay: Seconds until the next attempt; None leaves it to the task's options.
+
+    >>> RetryError("the server is busy", delay=2.5).delay
+    2.5
+    """
+
+    def __init__(self, *args: object, delay: float | None = None) -> None:
+        if delay is not None and not 0 <= delay < float("inf"):
+            raise ValueError(f"the delay of a retry is a number of seconds of at least 0, not {delay!r}")
+        super().__init__(*args)
+        self.delay = delay
 
 
 class ConcurrencyRetryError(RetryError):
@@ -115,6 +132,18 @@ class InvocationStatusTransitionError(InvocationStatusError):
 
 class WorkerLostError(InvocationError):
     """The worker process died while it ran this call."""
+
+
+class TaskTimeoutError(InvocationError):
+    """The call ran for longer than the task's option `timeout` allows; its worker was ended."""
+
+
+class InvocationCancelledError(InvocationError):
+    """The invocation was cancelled before it had a result."""
+
+
+class InvocationExpiredError(InvocationError):
+    """The call had not begun when the time of the task's option `expires` was over."""
 
 
 class CycleDetectedError(PynencError):

@@ -8,8 +8,16 @@ from functools import partial
 from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
-from pynenc.exceptions import SerializationError, WorkerLostError, WorkerTraceback
-from pynenc.protocol.messages import Failure
+from pynenc.exceptions import (
+    InvocationCancelledError,
+    InvocationExpiredError,
+    RetryError,
+    SerializationError,
+    TaskTimeoutError,
+    WorkerLostError,
+    WorkerTraceback,
+)
+from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, Failure
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, STARTED, Slot
 from pynenc.serializer import SCALARS, Frozen, dumps, freeze, loads
 
@@ -28,10 +36,6 @@ class Raised(NamedTuple):
     traceback: str
     pickled: bytes
 
-    def to_failure(self, batch: int, index: int, worker: int, started: float, ended: float) -> Failure:
-        """The message about it."""
-        return Failure(batch, index, worker, started, ended, *self)
-
 
 class Outcomes(Protocol):
     """Where a lease's outcomes are collected. What has an end has its value: that is the order of the appends."""
@@ -43,8 +47,8 @@ class Outcomes(Protocol):
     def ship(self) -> None:
         """Send what is there; called when a call ends at or after `due` (seconds, monotonic)."""
 
-    def failed(self, raised: Raised, now: float) -> None:
-        """Add an exception."""
+    def failed(self, error: BaseException, now: float) -> None:
+        """Add what a call raised."""
 
 
 def run_lease(
@@ -81,7 +85,7 @@ def run_lease(
                     due = 0.0
         except BaseException as error:  # user code: SystemExit ends the call, not the worker
             now = clock()
-            outcomes.failed(describe(error), now)
+            outcomes.failed(error, now)
         else:
             now = clock()
             add_value(value)
@@ -155,16 +159,30 @@ def describe(error: BaseException) -> Raised:
     return Raised(type_name, message, text, _pickle_exception(error, type_name, message))
 
 
+def retry_delay(error: BaseException, retriable: tuple[type[BaseException], ...]) -> float:
+    """After how many seconds an exception asks for another attempt, or `DEFAULT_DELAY`, or `NOT_RETRIABLE`."""
+    if not isinstance(error, retriable):
+        return NOT_RETRIABLE
+    delay = error.delay if isinstance(error, RetryError) else None
+    return DEFAULT_DELAY if delay is None else delay
+
+
+SUPERVISORS_ERRORS = {
+    error.__name__: error
+    for error in (WorkerLostError, TaskTimeoutError, InvocationCancelledError, InvocationExpiredError)
+}
+"""The errors that the supervisor ends calls with; it pickles nothing, so they travel by name."""
+
+
 def restore(failure: Failure | Raised, invocation_id: str = "") -> BaseException:
     """The exception that a call raised, with the worker's traceback as its cause.
 
     Raises nothing: an exception whose class cannot be imported here comes back as `SerializationError`.
     """
-    if not failure.pickled:  # The supervisor says so, which pickles nothing.
-        error: BaseException = WorkerLostError(invocation_id, failure.message)
-        return error
+    if not failure.pickled:
+        return SUPERVISORS_ERRORS[failure.type_name](invocation_id, failure.message)
     try:
-        error = loads(failure.pickled)
+        error: BaseException = loads(failure.pickled)
         if not isinstance(error, BaseException):
             raise TypeError(f"{type(error).__name__} is no exception")
     except Exception as broken:  # unpickling runs the user's own code

@@ -9,14 +9,21 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pynenc.execution import restore
-from pynenc.protocol.messages import Failure, Results, format_invocation_id, invocation_number
+from pynenc.protocol.messages import Ending, Failure, Results, format_invocation_id, invocation_number
 from pynenc.serializer import unpack
+from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
     from pynenc.arguments import Arguments
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
-    from pynenc.status import InvocationStatus
     from pynenc.task import Task
+
+STATUS_OF_ENDING = {
+    Ending.RETRY: InvocationStatus.RETRY,
+    Ending.FAILED: InvocationStatus.FAILED,
+    Ending.CANCELLED: InvocationStatus.CANCELLED,
+    Ending.KILLED: InvocationStatus.KILLED,
+}
 
 MISSING: Any = object()
 """Stands where a call has no result (yet)."""
@@ -33,6 +40,7 @@ class Submission:
         unfinished: How many of them have no outcome yet.
         stretches: Results by the index of their first call.
         failures: Failures by index.
+        running: The index of the call that runs in this process, and how many attempts it had before.
     """
 
     __slots__ = (
@@ -43,6 +51,7 @@ class Submission:
         "failures",
         "number",
         "runner",
+        "running",
         "stretches",
         "unfinished",
     )
@@ -55,6 +64,7 @@ class Submission:
         self.stretches: dict[int, Results] = {}
         self.failures: dict[int, Failure] = {}
         self.callbacks: list[tuple[int, Callable[[], object]]] | None = None
+        self.running: tuple[int, int] | None = None
         self._values: list[Any] | None = None
 
     def add_results(self, results: Results) -> None:
@@ -65,9 +75,10 @@ class Submission:
 
     def add_failure(self, failure: Failure) -> None:
         """Take in a failure that was delivered."""
-        if failure.index not in self.failures:
-            self.failures[failure.index] = failure
-            self.unfinished -= 1
+        for index in range(failure.first, failure.stop):
+            if index not in self.failures:
+                self.failures[index] = failure
+                self.unfinished -= 1
 
     def take_callbacks(self, everything: bool = False) -> list[Callable[[], object]]:
         """Take out the callbacks of calls that have their outcome, or all of them."""
@@ -84,6 +95,11 @@ class Submission:
     def has_outcome(self, index: int) -> bool:
         """Whether a call has its result or its failure."""
         return not self.unfinished or self.stretch_of(index) is not None or index in self.failures
+
+    def final_status(self, index: int) -> InvocationStatus:
+        """The status of a call that has its outcome."""
+        failure = self.failures.get(index)
+        return InvocationStatus.SUCCESS if failure is None else STATUS_OF_ENDING[Ending(failure.ending)]
 
     def stretch_of(self, index: int) -> Results | None:
         """The results among which that of this call is."""
@@ -146,6 +162,18 @@ class RemoteRunner(Protocol):
 
     def parent_of(self, submission: Submission) -> str | None:
         """The id of the invocation that made the calls, if one did."""
+
+    def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
+        """End the calls `[first, stop)` of each submission that have not begun; with force also those that run."""
+
+    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
+        """The attempts of a call that raised, and the results among which its own is."""
+
+    def registered_at(self, submission: Submission) -> float:
+        """When the calls were made; seconds since the epoch."""
+
+    def retries_of(self, submission: Submission, index: int) -> int:
+        """How often a call was tried again."""
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back once, in some thread, when a call has its outcome."""

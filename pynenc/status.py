@@ -20,8 +20,12 @@ class InvocationStatus(StrEnum):
     REGISTERED = "REGISTERED"
     PENDING = "PENDING"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    RETRY = "RETRY"
     SUCCESS = "SUCCESS"
     FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    KILLED = "KILLED"
 
     @property
     def is_final(self) -> bool:
@@ -35,14 +39,32 @@ class InvocationStatus(StrEnum):
 
 
 NEXT_STATUSES: dict[InvocationStatus, frozenset[InvocationStatus]] = {
-    InvocationStatus.REGISTERED: frozenset({InvocationStatus.PENDING}),
+    InvocationStatus.REGISTERED: frozenset({InvocationStatus.PENDING, InvocationStatus.CANCELLED}),
     # A lease can be cut before its turn, or its worker can die: back to the queue.
     InvocationStatus.PENDING: frozenset(
-        {InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.FAILED}
+        {
+            InvocationStatus.RUNNING,
+            InvocationStatus.REGISTERED,
+            InvocationStatus.FAILED,
+            InvocationStatus.CANCELLED,
+        }
     ),
     InvocationStatus.RUNNING: frozenset(
-        {InvocationStatus.SUCCESS, InvocationStatus.FAILED, InvocationStatus.REGISTERED}
+        {
+            InvocationStatus.SUCCESS,
+            InvocationStatus.FAILED,
+            InvocationStatus.REGISTERED,
+            InvocationStatus.RETRY,
+            InvocationStatus.PAUSED,
+            InvocationStatus.KILLED,
+        }
     ),
+    InvocationStatus.PAUSED: frozenset(
+        {InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.KILLED}
+    ),
+    InvocationStatus.RETRY: frozenset({InvocationStatus.PENDING, InvocationStatus.CANCELLED}),
+    InvocationStatus.CANCELLED: frozenset(),
+    InvocationStatus.KILLED: frozenset(),
     InvocationStatus.SUCCESS: frozenset(),
     InvocationStatus.FAILED: frozenset(),
 }

@@ -6,12 +6,14 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context, execution
 from pynenc.arguments import Arguments
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
+from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.serializer import Frozen, freeze, loads
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class SynchronousRunner:
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
             task, lambda: _arguments_of(task, entry), parent.invocation() if parent else None
         )
-        _run(invocation, task.runnable, entry)
+        _run(invocation, task, entry)
         return invocation
 
     def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> SynchronousInvocationGroup[Any, Any]:
@@ -63,17 +65,31 @@ class SynchronousRunner:
         """There is nothing to let go of."""
 
 
-def _run(invocation: SynchronousInvocation[Any, Any], func: Callable[..., Any], entry: Any) -> None:
+def _run(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], entry: Any) -> None:
     token = context.running.set(_RunningInvocation(invocation))
+    try:
+        while (delay_s := _attempt(invocation, task, entry)) is not None:
+            time.sleep(delay_s)
+    finally:
+        context.running.reset(token)
+
+
+def _attempt(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], entry: Any) -> float | None:
+    """Run the call once; after how many seconds to run it again, or None."""
+    func = task.runnable
     invocation.begin()
     try:
         value = func(*entry) if type(entry) is tuple else execution.call_frozen(func, entry)
         frozen = freeze(value)
         invocation.succeed(loads(frozen) if type(frozen) is Frozen else frozen)
     except BaseException as error:  # user code: the same as in a worker
+        asked_s = execution.retry_delay(error, task.retriable_exceptions)
+        retries = invocation.num_retries
+        if asked_s != NOT_RETRIABLE and retries < task.conf.max_retries:
+            invocation.retry(error)
+            return task.conf.delay_before_retry(retries) if asked_s == DEFAULT_DELAY else asked_s
         invocation.fail(execution.sent_back(error))
-    finally:
-        context.running.reset(token)
+    return None
 
 
 def _arguments_of(task: Task[Any, Any], entry: Any) -> Arguments:

@@ -59,6 +59,14 @@ class Task(Generic[Params, Result]):
         self.__wrapped__ = func
         self.validate_options()
 
+    def with_options(self, **options: Any) -> Task[Params, Result]:
+        """The same task with other options for some calls: `resize.with_options(priority=5)("cat.png")`.
+
+        Raises:
+            InvalidTaskOptionsError: Options are invalid; all of them are listed.
+        """
+        return Task(self.app, self.func, {**self.options, **options})
+
     def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> BaseInvocation[Params, Result]:
         """Call the task: a worker will run the function with these arguments.
 
@@ -153,7 +161,7 @@ class Task(Generic[Params, Result]):
         if problems := option_problems(self.options):
             raise InvalidTaskOptionsError(self.task_id, problems)
 
-    @property
+    @cached_property
     def retriable_exceptions(self) -> tuple[type[BaseException], ...]:
         """The exceptions after which a call is tried again: those of option `retry_for`, and `RetryError`."""
         named = tuple(self.conf.retry_for)
@@ -204,7 +212,9 @@ class Task(Generic[Params, Result]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Task):
             return NotImplemented
-        return self is other or (self.task_id == other.task_id and self.app.app_id == other.app.app_id)
+        return self is other or (
+            self.task_id == other.task_id and self.app.app_id == other.app.app_id and self.options == other.options
+        )
 
     @cached_property
     def _hash(self) -> int:

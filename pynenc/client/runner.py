@@ -159,7 +159,7 @@ class ClusterRunner:
         except SupervisorLostError:
             return InvocationStatus.REGISTERED  # Nobody runs it.
         if submission.has_outcome(index):  # It came before the answer did.
-            return InvocationStatus.FAILED if index in submission.failures else InvocationStatus.SUCCESS
+            return submission.final_status(index)
         status = str(answer["status"])
         return InvocationStatus.REGISTERED if status == "UNKNOWN" else InvocationStatus(status)
 
@@ -170,6 +170,31 @@ class ClusterRunner:
         counts = {InvocationStatus(name): min(count, unfinished) for name, count in answer.items()}
         counts[InvocationStatus.REGISTERED] = max(0, unfinished - sum(counts.values()))
         return counts
+
+    def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
+        """Have the supervisor end calls: those `[first, stop)` of each submission."""
+        self._batcher.flush()
+        live = [(one.number, first, stop) for one, first, stop in calls if one.unfinished]
+        if live and self.connect_only():
+            assert self._connection is not None
+            self._connection.send(json_frame(Kind.CANCEL, calls=live, force=force))
+            self.sync()
+
+    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
+        """Read from the state backend which attempts of a call there were."""
+        self.sync()
+        return self._the_app().state_backend.attempts_of(submission.number, index)
+
+    def registered_at(self, submission: Submission) -> float:
+        """Read from the state backend when a batch was made."""
+        self.sync()
+        stored = self._the_app().state_backend.batch(submission.number)
+        return stored.registered if stored is not None else 0.0
+
+    def retries_of(self, submission: Submission, index: int) -> int:
+        """Read from the state backend how often a call was tried again."""
+        self.sync()
+        return self._the_app().state_backend.retries_of(submission.number, index)
 
     def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
         """Read the arguments back from the state backend."""
@@ -207,9 +232,17 @@ class ClusterRunner:
             raise InvocationNotFoundError(invocation_id, f"there is none in {app.state_backend.path}")
         return self.view(app.get_task(stored.task_id), batch, index, stored.count)
 
-    def view(self, task: Task[Any, Any], batch: int, index: int, count: int) -> DistributedInvocation[Any, Any]:
-        """An invocation of a batch that another client submitted, or this one on an earlier day."""
+    def view(
+        self, task: Task[Any, Any], batch: int, index: int, count: int, attempt: int | None = None
+    ) -> DistributedInvocation[Any, Any]:
+        """An invocation of a batch that another client submitted, or this one on an earlier day.
+
+        Args:
+            attempt: For the call that runs here, how many attempts there were before.
+        """
         submission = self._held.get(batch) or Submission(self, batch, count)
+        if attempt is not None:
+            submission.running = (index, attempt)
         self._read_outcomes(submission)
         if submission.unfinished and batch not in self._held and not self._watch(submission):
             self._read_outcomes(submission)  # It may have ended because it was just done.
@@ -400,10 +433,7 @@ class ClusterRunner:
     def _declare(self, task: Task[Any, Any], connection: Connection) -> int:
         key = self._task_keys[task] = len(self._task_keys) + 1
         surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
-        options = {
-            "max_worker_losses": task.conf.max_worker_losses,
-            "rerun_on_worker_loss": task.conf.rerun_on_worker_loss,
-        }
+        options = task.conf.rules()
         connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
         return key
 
@@ -499,6 +529,21 @@ class LostRunner:
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""
         return self._runner.parent_of(submission)
+
+    def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
+        """Nobody runs these calls."""
+
+    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
+        """Read from the state backend which attempts of a call there were."""
+        return self._runner.attempts_of(submission, index)
+
+    def registered_at(self, submission: Submission) -> float:
+        """Read from the state backend when a batch was made."""
+        return self._runner.registered_at(submission)
+
+    def retries_of(self, submission: Submission, index: int) -> int:
+        """Read from the state backend how often a call was tried again."""
+        return self._runner.retries_of(submission, index)
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Nothing is to come: call back at once."""

@@ -7,7 +7,20 @@ from collections.abc import Iterator, Mapping
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
-from pynenc.conf.field import Field, anything, boolean, choice, exception_class, exception_classes, integer, names
+from pynenc.backoff import backed_off
+from pynenc.conf.field import (
+    Field,
+    anything,
+    boolean,
+    choice,
+    exception_class,
+    exception_classes,
+    integer,
+    names,
+    number,
+    optional_seconds,
+    seconds,
+)
 from pynenc.conf.sources import PREFIX, Config, Found, nearest
 from pynenc.exceptions import ConfigError
 
@@ -41,6 +54,13 @@ class ConfigTask(Config):
     )
     retry_for = exception_classes("Exceptions after which a call is tried again; subclasses count.")
     max_retries = integer(0, "How often a call is tried again at most.")
+    retry_delay = seconds(0.0, "Seconds before the first retry.")
+    retry_backoff = number(2.0, "By what the delay is multiplied for each further retry.", least=1.0)
+    retry_max_delay = seconds(300.0, "Seconds that a delay grows to at most.")
+    retry_jitter = number(0.1, "The share of a delay that is left to chance, so that retries spread out.", 0.0, 1.0)
+    timeout = optional_seconds("Seconds that a call may run; then its worker is ended and it raises TaskTimeoutError.")
+    expires = optional_seconds("Seconds within which a call must begin; else it raises InvocationExpiredError.")
+    priority = integer(0, "Calls of a higher priority go first.", least=-1000, most=1000)
     running_concurrency = choice(ConcurrencyControlType.DISABLED, "Which calls do not run at the same time.")
     registration_concurrency = choice(
         ConcurrencyControlType.DISABLED, "Which calls are not registered again while one is waiting."
@@ -67,6 +87,32 @@ class ConfigTask(Config):
         self.task_id = task_id
         self._options = dict(task_options or {})
         super().__init__(config_values, config_filepath)
+
+    def rules(self) -> dict[str, Any]:
+        """The options that the supervisor acts on, as it takes them."""
+        from pynenc.exceptions import RetryError, TaskTimeoutError
+
+        return {
+            "max_worker_losses": self.max_worker_losses,
+            "rerun_on_worker_loss": self.rerun_on_worker_loss,
+            "max_retries": self.max_retries,
+            "retry_delay_s": self.retry_delay,
+            "retry_backoff": self.retry_backoff,
+            "retry_max_delay_s": self.retry_max_delay,
+            "retry_jitter": self.retry_jitter,
+            "timeout_s": self.timeout or 0.0,
+            "retry_on_timeout": issubclass(TaskTimeoutError, (RetryError, *self.retry_for)),
+            "expires_s": self.expires or 0.0,
+            "priority": self.priority,
+        }
+
+    def delay_before_retry(self, retries: int) -> float:
+        """Seconds to wait before the next attempt when so many attempts were tried again before."""
+        import random
+
+        return backed_off(
+            self.retry_delay, self.retry_backoff, self.retry_max_delay, self.retry_jitter, retries, random.random()
+        )
 
     def _given(self, config_values: Mapping[str, Any], config_filepath: str | None) -> Iterator[dict[str, Found]]:
         by_name = option_fields()

@@ -72,9 +72,16 @@ def boolean(default: bool, doc: str) -> Field[bool]:
     return Field(default, convert, "a boolean (true, yes, on, 1, false, no, off, 0)", doc)
 
 
-def integer(default: int, doc: str, least: int = 0, aliases: tuple[str, ...] = ()) -> Field[int]:
+def integer(default: int, doc: str, least: int = 0, aliases: tuple[str, ...] = (), most: int = 1 << 31) -> Field[int]:
     """A whole number of at least `least`."""
-    return Field(default, lambda value: _integer(value, least), f"an integer of at least {least}", doc, aliases)
+    bounds = f"of at least {least}" if most == 1 << 31 else f"from {least} to {most}"
+
+    def convert(value: Any) -> int:
+        if (converted := _integer(value, least)) > most:
+            raise ValueError
+        return converted
+
+    return Field(default, convert, f"an integer {bounds}", doc, aliases)
 
 
 def optional_integer(doc: str, least: int = 1) -> Field[int | None]:
@@ -100,6 +107,37 @@ def seconds(default: float, doc: str, least: float = 0.0) -> Field[float]:
         return number
 
     return Field(default, convert, f"a number of seconds of at least {least:g}", doc)
+
+
+def number(default: float, doc: str, least: float, most: float = float("inf")) -> Field[float]:
+    """A number between two bounds."""
+
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        converted = float(value)
+        if not least <= converted <= most or converted == float("inf"):
+            raise ValueError
+        return converted
+
+    bounds = f"of at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
+    return Field(default, convert, f"a number {bounds}", doc)
+
+
+def optional_seconds(doc: str) -> Field[float | None]:
+    """A duration in seconds above 0, or none."""
+
+    def convert(value: Any) -> float | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        converted = float(value)
+        if not 0 < converted < float("inf"):
+            raise ValueError
+        return converted
+
+    return Field(None, convert, "a number of seconds above 0, or none", doc)
 
 
 def text(default: str, doc: str, choices: Iterable[str] = ()) -> Field[str]:

@@ -33,6 +33,22 @@ class Outcome(NamedTuple, Generic[Result]):
         return self.exception is None
 
 
+class StatusChange(NamedTuple):
+    """One entry of an invocation's history.
+
+    Attributes:
+        status: The status that began.
+        time: When; seconds since the epoch.
+        worker: The number of the worker that ran the call then; 0 when none did.
+        traceback: Of the attempt that ended so; empty when none failed.
+    """
+
+    status: InvocationStatus
+    time: float
+    worker: int
+    traceback: str = ""
+
+
 class BaseInvocation(ABC, Generic[Params, Result]):
     """One call that is run once: its identity, its status and its outcome."""
 
@@ -67,6 +83,21 @@ class BaseInvocation(ABC, Generic[Params, Result]):
     @abstractmethod
     def parent_invocation(self) -> BaseInvocation[Any, Any] | None:
         """The invocation whose code made this call; None when no task did."""
+
+    @property
+    @abstractmethod
+    def history(self) -> list[StatusChange]:
+        """The statuses it has had until now, the oldest first; with the tracebacks of all attempts."""
+
+    @abstractmethod
+    def cancel(self, force: bool = False) -> None:
+        """End the invocation if it has not begun; its result then raises `InvocationCancelledError`.
+
+        Args:
+            force: Whether to end it also when it runs: its worker is ended and replaced. Its status is KILLED then.
+
+        One that has ended, or runs and is not forced, goes on as if nothing had been said. `wait` waits for what comes of it.
+        """
 
     @abstractmethod
     def wait(self, timeout: float | None = None) -> bool:
@@ -182,6 +213,10 @@ class BaseInvocationGroup(ABC, Generic[Params, Result]):
     @abstractmethod
     def task(self) -> Task[Params, Result]:
         """The task that is called."""
+
+    @abstractmethod
+    def cancel(self, force: bool = False) -> None:
+        """Cancel every invocation that has no outcome yet; see `BaseInvocation.cancel`."""
 
     @property
     @abstractmethod

@@ -5,15 +5,16 @@ An invocation object is a view: a batch and an index in it. Its batch holds what
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Self
 
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome
-from pynenc.protocol.messages import Results
-from pynenc.runner import MISSING, RemoteRunner, Submission
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
+from pynenc.protocol.messages import Ending, Results
+from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
 from pynenc.serializer import unpack
 from pynenc.status import InvocationStatus
 from pynenc.types import Params, Result
@@ -48,15 +49,36 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
     @property
     def status(self) -> InvocationStatus:
         submission, index = self._submission, self._index
-        if index in submission.failures:
-            return InvocationStatus.FAILED
         if submission.has_outcome(index):
-            return InvocationStatus.SUCCESS
+            return submission.final_status(index)
         return self._runner.status_of(submission, index)
 
     @property
     def num_retries(self) -> int:
-        return 0
+        running = self._submission.running
+        if running is not None and running[0] == self._index and not self._submission.has_outcome(self._index):
+            return running[1]
+        return self._runner.retries_of(self._submission, self._index)
+
+    @property
+    def history(self) -> list[StatusChange]:
+        failures, results = self._runner.attempts_of(self._submission, self._index)
+        history = [StatusChange(InvocationStatus.REGISTERED, self._runner.registered_at(self._submission), 0)]
+        for failure in failures:
+            if failure.worker:
+                history.append(StatusChange(InvocationStatus.RUNNING, failure.started, failure.worker))
+            status = STATUS_OF_ENDING[Ending(failure.ending)]
+            history.append(StatusChange(status, failure.ended, failure.worker, failure.traceback or failure.message))
+        if results is not None:
+            started, ended = results.times_of(self._index)
+            history.append(StatusChange(InvocationStatus.RUNNING, started, results.worker))
+            history.append(StatusChange(InvocationStatus.SUCCESS, ended, results.worker))
+        elif (status := self.status) not in (InvocationStatus.REGISTERED, history[-1].status):
+            history.append(StatusChange(status, time.time(), 0))
+        return history
+
+    def cancel(self, force: bool = False) -> None:
+        self._runner.cancel([(self._submission, self._index, self._index + 1)], force)
 
     @property
     def parent_invocation(self) -> BaseInvocation[Any, Any] | None:
@@ -174,11 +196,14 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
 
         return self._runner.wait_until(all_done, timeout)
 
+    def cancel(self, force: bool = False) -> None:
+        self._runner.cancel([(one, 0, one.count) for one in self._submissions if one.unfinished], force)
+
     @property
     def counts(self) -> dict[InvocationStatus, int]:
         failed = sum(len(one.failures) for one in self._submissions)
         unfinished = sum(one.unfinished for one in self._submissions)
-        counts = Counter({InvocationStatus.FAILED: failed})
+        counts = Counter(one.final_status(index) for one in self._submissions for index in one.failures)
         if unfinished:
             counts.update(self._runner.counts_of([one for one in self._submissions if one.unfinished]))
         counts[InvocationStatus.SUCCESS] = self._size - failed - unfinished

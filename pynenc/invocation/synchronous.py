@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome
+from pynenc import execution
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
 from pynenc.status import InvocationStatus
 from pynenc.types import Params, Result
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 class SynchronousInvocation(BaseInvocation[Params, Result]):
     """One call that this process ran when it was made; its outcome waits to be looked at."""
 
-    __slots__ = ("_arguments", "_error", "_id", "_parent", "_status", "_task", "_value")
+    __slots__ = ("_arguments", "_error", "_history", "_id", "_parent", "_retries", "_status", "_task", "_value")
 
     def __init__(
         self,
@@ -30,23 +32,35 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         self._arguments = arguments
         self._parent = parent
         self._id = f"sync-{os.urandom(8).hex()}"
-        self._status = InvocationStatus.REGISTERED
+        self._retries = 0
+        self._history: list[StatusChange] = []
+        self._become(InvocationStatus.REGISTERED)
         self._value: Any = None
         self._error: BaseException | None = None
 
     def begin(self) -> None:
         """Say that the call runs now."""
-        self._status = InvocationStatus.RUNNING
+        self._become(InvocationStatus.RUNNING)
+
+    def retry(self, error: BaseException) -> None:
+        """Say that an attempt failed and another follows."""
+        self._retries += 1
+        self._become(InvocationStatus.RETRY, error)
 
     def succeed(self, value: Any) -> None:
         """Give the invocation its result."""
         self._value = value
-        self._status = InvocationStatus.SUCCESS
+        self._become(InvocationStatus.SUCCESS)
 
     def fail(self, error: BaseException) -> None:
         """Give the invocation its exception."""
         self._error = error
-        self._status = InvocationStatus.FAILED
+        self._become(InvocationStatus.FAILED, error)
+
+    def _become(self, status: InvocationStatus, error: BaseException | None = None) -> None:
+        self._status = status
+        traceback = execution.describe(error).traceback if error is not None else ""
+        self._history.append(StatusChange(status, time.time(), 0, traceback))
 
     @property
     def task(self) -> Task[Params, Result]:
@@ -66,7 +80,14 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
 
     @property
     def num_retries(self) -> int:
-        return 0
+        return self._retries
+
+    @property
+    def history(self) -> list[StatusChange]:
+        return list(self._history)
+
+    def cancel(self, force: bool = False) -> None:
+        """It has ended already."""
 
     @property
     def parent_invocation(self) -> BaseInvocation[Any, Any] | None:
@@ -115,6 +136,9 @@ class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
         for invocation in self._invocations:
             error = invocation.exception
             yield Outcome(None if error else invocation.result, error)
+
+    def cancel(self, force: bool = False) -> None:
+        """All have ended already."""
 
     def as_completed(self) -> Iterator[BaseInvocation[Params, Result]]:
         return iter(self._invocations)

@@ -88,6 +88,21 @@ class Kind(IntEnum):
     SPAWNED = 20
     EXITED = 21
     OUTPUT = 22
+    CANCEL = 23
+
+
+class Ending(IntEnum):
+    """What a failure means for its calls. All but the first are final."""
+
+    RETRY = 0
+    FAILED = 1
+    CANCELLED = 2
+    KILLED = 3
+
+
+NOT_RETRIABLE = -2.0
+DEFAULT_DELAY = -1.0
+"""In place of a delay in seconds, what a worker says of an exception: no retry, or a retry after the task's own delay."""
 
 
 class Packing(IntEnum):
@@ -104,8 +119,8 @@ class Packing(IntEnum):
 _U64 = Struct("<Q")
 _BATCH = Struct("<QIIQQdB")
 _RESULTS = Struct("<QIIIBddI")
-_FAILURE = Struct("<QIIdd4I")
-_LEASE = Struct("<QQIIIB")
+_FAILURE = Struct("<QIIIIBddd4I")
+_LEASE = Struct("<QQIIIIB")
 _ROWS_COUNT = Struct("<I")
 
 
@@ -134,6 +149,7 @@ class Batch(NamedTuple):
 
 
 _PACKINGS = frozenset(map(int, Packing))
+_ENDINGS = frozenset(map(int, Ending))
 
 
 class Results(NamedTuple):
@@ -155,6 +171,13 @@ class Results(NamedTuple):
     ends: bytes
     payload: bytes
 
+    def times_of(self, index: int) -> tuple[float, float]:
+        """When a call began and ended; seconds since the epoch."""
+        ends = [self.started, *Struct(f"<{self.stop - self.first}d").unpack(self.ends)]
+        shift = self.started + self.took - ends[-1]
+        at = index - self.first + 1
+        return (ends[at - 1] + shift if at > 1 else self.started), ends[at] + shift
+
     def to_frame(self) -> bytes:
         return frame(Kind.RESULTS, _RESULTS.pack(*self[:7], len(self.ends)), self.ends, self.payload)
 
@@ -170,11 +193,20 @@ class Results(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One call that raised: the exception's class and message in words, its traceback, and its pickle."""
+    """An attempt that raised, or calls that the supervisor ended: the exception in words, its traceback, and its pickle.
+
+    The pickle is empty when the supervisor says so, which pickles nothing; then `type_name` is one of pynenc's errors.
+    """
 
     batch: int
-    index: int  # type: ignore[assignment]
+    first: int
+    stop: int
     worker: int
+    attempt: int
+    """How many attempts there were before."""
+    ending: int
+    retry_s: float
+    """From a worker: after how many seconds to try again, or `NOT_RETRIABLE` or `DEFAULT_DELAY`."""
     started: float
     """Seconds since the epoch."""
     ended: float
@@ -184,23 +216,25 @@ class Failure(NamedTuple):
     pickled: bytes
 
     def to_frame(self) -> bytes:
-        texts = [text.encode("utf-8", "surrogatepass") for text in self[5:8]]
+        texts = [text.encode("utf-8", "surrogatepass") for text in self[9:12]]
         parts = [*texts, self.pickled]
-        head = _FAILURE.pack(*self[:5], *map(len, parts))
+        head = _FAILURE.pack(*self[:9], *map(len, parts))
         return frame(Kind.FAILURE, head, *parts)
 
     @classmethod
     def from_body(cls, body: bytes) -> Failure:
         _check(body, _FAILURE)
-        batch, index, worker, started, ended, *lengths = _FAILURE.unpack_from(body)
-        if _FAILURE.size + sum(lengths) != len(body):
-            raise ProtocolError(f"failure of batch {batch}[{index}] does not fit together")
+        unpacked = _FAILURE.unpack_from(body)
+        head, lengths = unpacked[:9], unpacked[9:]
+        batch, first, stop, _, _, ending = head[:6]
+        if _FAILURE.size + sum(lengths) != len(body) or not first < stop <= MAX_BATCH_CALLS or ending not in _ENDINGS:
+            raise ProtocolError(f"failure of batch {batch} for [{first}, {stop}) does not fit together")
         parts, at = [], _FAILURE.size
         for length in lengths:
             parts.append(body[at : at + length])
             at += length
         texts = [part.decode("utf-8", "surrogatepass") for part in parts[:3]]
-        return cls._make((batch, index, worker, started, ended, *texts, parts[3]))
+        return cls._make((*head, *texts, parts[3]))
 
 
 class Lease(NamedTuple):
@@ -215,11 +249,13 @@ class Lease(NamedTuple):
     task: int
     first: int
     stop: int
+    attempt: int
+    """How many attempts there were before; all calls of a lease have the same."""
     packing: int
     payload: bytes
 
     def to_frame(self) -> bytes:
-        return frame(Kind.LEASE, _LEASE.pack(*self[:6]), self.payload)
+        return frame(Kind.LEASE, _LEASE.pack(*self[:7]), self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Lease:

@@ -7,7 +7,7 @@ ADD_TASK = "INSERT OR IGNORE INTO tasks (task_id, options, context) VALUES (?, ?
 TASK_NUMBER = "SELECT id FROM tasks WHERE task_id = ? AND options = ? AND context = ?"
 ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-ADD_FAILURE = "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_FAILURE = "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 BATCH = (
     "SELECT task_id, count, group_id, parent, registered, packing, arguments "
@@ -15,15 +15,18 @@ BATCH = (
 )
 ARGUMENTS = "SELECT arguments FROM batches WHERE id = ?"
 RESULTS_OF_BATCH = "SELECT * FROM results WHERE id BETWEEN ? AND ? ORDER BY id"
-FAILURES_OF_BATCH = "SELECT * FROM failures WHERE id BETWEEN ? AND ? ORDER BY id"
+FAILURES_OF_BATCH = "SELECT * FROM failures WHERE id BETWEEN ? AND ? AND ending > 0 ORDER BY id"
 RESULTS_AT = "SELECT * FROM results WHERE id = ?"
-FAILURE_AT = "SELECT * FROM failures WHERE id = ?"
+FAILURE_AT = "SELECT * FROM failures WHERE id = ? AND ending > 0"
+ATTEMPTS = "SELECT * FROM failures WHERE id BETWEEN ? AND ? AND ? < stop ORDER BY id, attempt"
+COUNT_RETRIES = "SELECT COUNT(*) FROM failures WHERE id = ? AND ending = 0"
 COUNTS_BY_TASK = (
     "SELECT task_id, SUM(count), SUM(succeeded), SUM(failed) FROM ("
     " SELECT tasks.task_id, batches.count,"
     "  (SELECT COALESCE(SUM(stop - (id & 1023)), 0) FROM results"
     "   WHERE id BETWEEN batches.id << 10 AND (batches.id << 10) + 1023) AS succeeded,"
-    "  (SELECT COUNT(*) FROM failures WHERE id BETWEEN batches.id << 10 AND (batches.id << 10) + 1023) AS failed"
+    "  (SELECT COALESCE(SUM(stop - (id & 1023)), 0) FROM failures"
+    "   WHERE ending > 0 AND id BETWEEN batches.id << 10 AND (batches.id << 10) + 1023) AS failed"
     " FROM batches JOIN tasks ON tasks.id = batches.task"
     ") GROUP BY task_id ORDER BY task_id"
 )

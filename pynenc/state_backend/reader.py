@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import StateBackendError
-from pynenc.protocol.messages import INDEX_BITS, Failure, Results, invocation_number, split_number
+from pynenc.protocol.messages import INDEX_BITS, NOT_RETRIABLE, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries
 
 
@@ -53,6 +53,18 @@ class Reader:
         """All results and failures of a batch, in the order of its calls."""
         connection = self._connection()
         return outcomes_of(connection, batch) if connection else ([], [])
+
+    def attempts_of(self, batch: int, index: int) -> tuple[list[Failure], Results | None]:
+        """The attempts of a call that raised, in their order, and the results among which its own is."""
+        first, this = invocation_number(batch, 0), invocation_number(batch, index)
+        failures = [failure_from(row) for row in self._rows(queries.ATTEMPTS, (first, this, index))]
+        results = [results_from(row) for row in self._rows(queries.RESULTS_OF_BATCH, (first, this))]
+        return failures, next((one for one in results if index < one.stop), None)
+
+    def retries_of(self, batch: int, index: int) -> int:
+        """How many attempts of a call were followed by another."""
+        rows = self._rows(queries.COUNT_RETRIES, (invocation_number(batch, index),))
+        return int(rows[0][0]) if rows else 0
 
     def counts_by_task(self) -> list[TaskCounts]:
         """How many calls there are of each task, and how many ended how."""
@@ -111,4 +123,4 @@ def results_from(row: Sequence[Any]) -> Results:
 
 def failure_from(row: Sequence[Any]) -> Failure:
     """A row of the table of failures as the message that it came from."""
-    return Failure(*split_number(row[0]), *row[1:])
+    return Failure._make((*split_number(row[0]), *row[1:5], NOT_RETRIABLE, *row[5:]))

@@ -39,13 +39,18 @@ CREATE TABLE results (
     payload   BLOB    NOT NULL
 );
 
+-- An attempt that raised, or the calls [first, stop) of one batch that the supervisor ended.
 CREATE TABLE failures (
-    id        INTEGER PRIMARY KEY,  -- the number of the invocation
+    id        INTEGER NOT NULL,  -- the number of the first invocation
+    stop      INTEGER NOT NULL,
     worker    INTEGER NOT NULL,
+    attempt   INTEGER NOT NULL,  -- how many there were before
+    ending    INTEGER NOT NULL CHECK (ending BETWEEN 0 AND 3),  -- 0: tried again; 1: failed; 2: cancelled; 3: killed
     started   REAL    NOT NULL,
     ended     REAL    NOT NULL CHECK (ended >= 0),
     type_name TEXT    NOT NULL,
     message   TEXT    NOT NULL,
     traceback TEXT    NOT NULL,
-    exception BLOB    NOT NULL      -- pickled
+    exception BLOB    NOT NULL,     -- pickled; empty when the supervisor says so
+    PRIMARY KEY (id, attempt)
 );

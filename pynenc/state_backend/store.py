@@ -69,7 +69,9 @@ class Store:
         self._written += len(results.payload) + len(results.ends)
 
     def add_failure(self, failure: Failure) -> None:
-        self._failures.append((invocation_number(failure.batch, failure.index), *failure[2:]))
+        # What a worker wishes for the next attempt is no part of what happened.
+        number = invocation_number(failure.batch, failure.first)
+        self._failures.append((number, *failure[2:6], *failure[7:]))
 
     def commit(self) -> None:
         """Write what has been added since the last commit, in one transaction.

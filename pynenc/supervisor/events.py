@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple, TypeAlias
+
+
+class Ended(Enum):
+    """Why the supervisor ends a call that did not end by itself."""
+
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+    KILLED = "killed"
+    EXPIRED = "expired"
+
+
+class TaskOptions(NamedTuple):
+    """The options of a task that the orchestrator acts on; durations in seconds, 0 for none."""
+
+    max_worker_losses: int = 1
+    rerun_on_worker_loss: bool = True
+    max_retries: int = 0
+    retry_delay_s: float = 0.0
+    retry_backoff: float = 2.0
+    retry_max_delay_s: float = 300.0
+    retry_jitter: float = 0.0
+    timeout_s: float = 0.0
+    retry_on_timeout: bool = False
+    expires_s: float = 0.0
+    priority: int = 0
 
 
 class TaskDeclared(NamedTuple):
     """A client uses a task; the rules that hold for its calls."""
 
     task: int
-    max_worker_losses: int
-    rerun_on_worker_loss: bool
+    options: TaskOptions
 
 
 class BatchArrived(NamedTuple):
@@ -33,12 +58,41 @@ class CallsSucceeded(NamedTuple):
 
 
 class CallFailed(NamedTuple):
-    """A worker shipped the exception of one call."""
+    """A worker shipped the exception of one call.
+
+    `retry_s` is the delay that it asks for, `DEFAULT_DELAY` or `NOT_RETRIABLE`; `chance` a random number from 0 to 1.
+    """
 
     worker: int
     batch: int
     index: int  # type: ignore[assignment]
     seconds: float
+    retry_s: float
+    chance: float = 0.0
+
+
+class RetryDue(NamedTuple):
+    """The time of a call's next attempt has come."""
+
+    batch: int
+    index: int  # type: ignore[assignment]
+
+
+class CallsWithdrawn(NamedTuple):
+    """The calls `[first, stop)` are to end if they have not begun; with `force` also if they run. All workers' positions."""
+
+    batch: int
+    first: int
+    stop: int
+    why: Ended
+    force: bool
+    positions: dict[int, int]
+
+
+class TimesChecked(NamedTuple):
+    """What each worker runs now and for how many seconds: its position and the time, by worker."""
+
+    running: dict[int, tuple[int, float]]
 
 
 class WorkerJoined(NamedTuple):
@@ -59,6 +113,7 @@ class CutSettled(NamedTuple):
 
     worker: int
     position: int
+    serial: int
 
 
 class CutReached(NamedTuple):
@@ -79,6 +134,9 @@ Event: TypeAlias = (
     | BatchArrived
     | CallsSucceeded
     | CallFailed
+    | RetryDue
+    | CallsWithdrawn
+    | TimesChecked
     | WorkerJoined
     | WorkerLost
     | CutSettled
@@ -96,6 +154,7 @@ class LeaseCalls(NamedTuple):
     task: int
     first: int
     stop: int
+    attempt: int
 
 
 class CutWorker(NamedTuple):
@@ -104,6 +163,7 @@ class CutWorker(NamedTuple):
     worker: int
     start: int
     stop: int
+    serial: int
 
 
 class UncutWorker(NamedTuple):
@@ -132,9 +192,49 @@ class FailLost(NamedTuple):
     task: int
     batch: int
     index: int  # type: ignore[assignment]
+    attempt: int
     losses: int
     ran: bool
     may_rerun: bool
+
+
+class EndCalls(NamedTuple):
+    """End the calls `[first, stop)` of a batch, which no worker holds; `again`: it is an attempt, and another follows."""
+
+    batch: int
+    task: int
+    first: int
+    stop: int
+    attempt: int
+    why: Ended
+    worker: int = 0
+    again: bool = False
+
+
+class KeepAttempt(NamedTuple):
+    """The exception that was shipped for this call ended one attempt, and another follows."""
+
+    batch: int
+    index: int  # type: ignore[assignment]
+
+
+class KillWorker(NamedTuple):
+    """End a worker because of the call that it runs."""
+
+    worker: int
+
+
+class WatchTimes(NamedTuple):
+    """Tell what the workers run and for how long, after this many seconds."""
+
+    seconds: float
+
+
+class CallLater(NamedTuple):
+    """Bring this event about after some seconds; a withdrawal with the positions of then."""
+
+    seconds: float
+    event: RetryDue | CallsWithdrawn
 
 
 class BatchFinished(NamedTuple):
@@ -143,4 +243,17 @@ class BatchFinished(NamedTuple):
     batch: int
 
 
-Effect: TypeAlias = LeaseCalls | CutWorker | UncutWorker | LookAgain | KeepOutcome | FailLost | BatchFinished
+Effect: TypeAlias = (
+    LeaseCalls
+    | CutWorker
+    | UncutWorker
+    | LookAgain
+    | KeepOutcome
+    | KeepAttempt
+    | FailLost
+    | EndCalls
+    | KillWorker
+    | WatchTimes
+    | CallLater
+    | BatchFinished
+)

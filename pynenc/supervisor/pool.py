@@ -117,6 +117,11 @@ class Pool:
             worker.slot.release()
         self._fork_server.close()
 
+    def kill(self, number: int) -> None:
+        """End a worker at once; the fork server tells when it is gone."""
+        if number in self.workers:
+            self._server.send(number_frame(Kind.KILL, number))
+
     def _join_server(self) -> None:
         self._server = Peer(self.loop, self._fork_server.connection, self._server_frames, self._server_lost)
         self.loop.add(self._server)

@@ -7,6 +7,7 @@ and are read back once it has caught up: memory stays bounded, and no client hol
 
 from __future__ import annotations
 
+import random
 import time
 from collections import deque
 from typing import Any, assert_never
@@ -15,7 +16,9 @@ from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
+    NOT_RETRIABLE,
     Batch,
+    Ending,
     Failure,
     Kind,
     Lease,
@@ -33,19 +36,29 @@ from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
     CallFailed,
+    CallLater,
     CallsSucceeded,
+    CallsWithdrawn,
     CutReached,
     CutSettled,
     CutWorker,
     Effect,
+    EndCalls,
+    Ended,
     Event,
     FailLost,
+    KeepAttempt,
     KeepOutcome,
+    KillWorker,
     LeaseCalls,
     LookAgain,
     Looked,
+    RetryDue,
     TaskDeclared,
+    TaskOptions,
+    TimesChecked,
     UncutWorker,
+    WatchTimes,
     WorkerJoined,
     WorkerLost,
 )
@@ -164,6 +177,8 @@ class Turn:
                 self._watch(client, number_from(body))
             elif kind == Kind.QUERY:
                 self._query(client, json_from(body))
+            elif kind == Kind.CANCEL:
+                self._cancel(json_from(body))
             elif kind == Kind.GOODBYE:
                 self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
                 self.loop.end(peer, "it said goodbye")
@@ -192,14 +207,14 @@ class Turn:
 
         try:
             task_id, options, context = fields["task_id"], fields["options"], fields["context"]
-            rules = (int(options["max_worker_losses"]), bool(options["rerun_on_worker_loss"]))
+            rules = TaskOptions(**options)
             key = int(fields["key"])
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"a task was declared without {error}") from None
         number = self._store.add_task(task_id, json.dumps(options), json.dumps(context))
         task = self._tasks.setdefault(number, Task(number, task_id, context))
         client.tasks[key] = task
-        self._events.append((TaskDeclared(number, *rules), None))
+        self._events.append((TaskDeclared(number, rules), None))
 
     def _watch(self, client: Client, batch: int) -> None:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
@@ -212,6 +227,16 @@ class Turn:
             client.peer.send(failure.to_frame())
         live = batch in self._orchestrator.batches
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
+
+    def _cancel(self, fields: dict[str, Any]) -> None:
+        try:
+            ranges = [(int(batch), int(first), int(stop)) for batch, first, stop in fields["calls"]]
+            force = bool(fields["force"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a client cancelled calls without {error}") from None
+        positions = self._positions()
+        for calls in ranges:
+            self._events.append((CallsWithdrawn(*calls, Ended.CANCELLED, force, positions), None))
 
     def _query(self, client: Client, fields: dict[str, Any]) -> None:
         answer: dict[str, Any]
@@ -275,7 +300,8 @@ class Turn:
                 self._events.append((succeeded, results))
             elif kind == Kind.FAILURE:
                 failure = Failure.from_body(body)
-                failed = CallFailed(number, failure.batch, failure.index, failure.ended - failure.started)
+                took = failure.ended - failure.started
+                failed = CallFailed(number, failure.batch, failure.first, took, failure.retry_s, random.random())
                 self._events.append((failed, failure))
             elif kind == Kind.CUT:
                 self._events.append((CutReached(number, number_from(body)), None))
@@ -299,10 +325,21 @@ class Turn:
                 self._payloads.drop(effect.batch)
             case FailLost():
                 self._keep(self._lost_failure(effect))
+            case EndCalls():
+                self._end_calls(effect)
+            case KeepAttempt():
+                assert isinstance(outcome, Failure)
+                self._store.add_failure(outcome._replace(ending=Ending.RETRY))
+            case KillWorker():
+                self._pool.kill(effect.worker)
+            case WatchTimes():
+                self.loop.call_in(effect.seconds, self._check_times)
+            case CallLater():
+                self.loop.call_in(effect.seconds, lambda: self._its_time_came(effect.event))
             case CutWorker():
                 worker = self._pool.workers[effect.worker]
                 worker.slot.cut(effect.start, effect.stop)
-                self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker))
+                self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker, effect.serial))
             case UncutWorker():
                 self._pool.workers[effect.worker].slot.uncut()
             case LookAgain():
@@ -318,7 +355,9 @@ class Turn:
             task = self._tasks[lease.task]
             worker.peer.send(json_frame(Kind.TASK, number=task.number, task_id=task.task_id, context=task.context))
         packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
-        message = Lease(lease.position, lease.batch, lease.task, lease.first, lease.stop, packing, payload)
+        message = Lease(
+            lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, packing, payload
+        )
         worker.peer.send(message.to_frame())
 
     def _direct_output(self, worker: Worker, client_number: int) -> None:
@@ -359,13 +398,74 @@ class Turn:
         if self._watchers and outcome.batch not in self._orchestrator.batches:
             self._watchers.pop(outcome.batch, None)
 
-    def _cut_settled(self, worker: Worker) -> None:
+    def _cut_settled(self, worker: Worker, serial: int) -> None:
         if worker.number in self._pool.workers:
-            self._events.append((CutSettled(worker.number, worker.slot.position), None))
+            self._events.append((CutSettled(worker.number, worker.slot.position, serial), None))
 
     def _looked(self) -> None:
-        positions = {number: worker.slot.position for number, worker in self._pool.workers.items()}
-        self._events.append((Looked(positions), None))
+        self._events.append((Looked(self._positions()), None))
+
+    def _positions(self) -> dict[int, int]:
+        return {number: worker.slot.position for number, worker in self._pool.workers.items()}
+
+    def _check_times(self) -> None:
+        running = {}
+        for number, worker in self._pool.workers.items():
+            # In this order: a worker notes the time before the position, so this is never the time of an earlier call.
+            running[number] = (worker.slot.position, worker.slot.running_s())
+        self._events.append((TimesChecked(running), None))
+
+    def _its_time_came(self, event: RetryDue | CallsWithdrawn) -> None:
+        if isinstance(event, CallsWithdrawn):
+            event = event._replace(positions=self._positions())
+        self._events.append((event, None))
+
+    def _end_calls(self, ended: EndCalls) -> None:
+        """End calls for a reason of the supervisor's own."""
+        now = time.time()
+        task_id = self._tasks[ended.task].task_id
+        started = now
+        match ended.why:
+            case Ended.TIMED_OUT:
+                worker = self._pool.lost[ended.worker]
+                started = now - worker.ran_s
+                type_name, ending = "TaskTimeoutError", Ending.FAILED
+                message = (
+                    f"it ran for {worker.ran_s:.3g} s, longer than option timeout of task {task_id} allows; its worker "
+                    f"(pid {worker.pid}) was ended"
+                )
+            case Ended.KILLED:
+                worker = self._pool.lost[ended.worker]
+                started = now - worker.ran_s
+                type_name, ending = "InvocationCancelledError", Ending.KILLED
+                message = f"it was cancelled with force after it had run for {worker.ran_s:.3g} s (task {task_id})"
+            case Ended.EXPIRED:
+                type_name, ending = "InvocationExpiredError", Ending.FAILED
+                message = f"it had not begun within the time of option expires of task {task_id}"
+            case Ended.CANCELLED:
+                type_name, ending = "InvocationCancelledError", Ending.CANCELLED
+                message = f"it was cancelled before it began (task {task_id})"
+            case _:
+                assert_never(ended.why)
+        failure = Failure(
+            ended.batch,
+            ended.first,
+            ended.stop,
+            ended.worker,
+            ended.attempt,
+            Ending.RETRY if ended.again else ending,
+            NOT_RETRIABLE,
+            started,
+            now,
+            type_name,
+            message,
+            "",
+            b"",
+        )
+        if ended.again:
+            self._store.add_failure(failure)
+        else:
+            self._keep(failure)
 
     def _lost_failure(self, lost: FailLost) -> Failure:
         worker = self._pool.lost[lost.worker]
@@ -390,7 +490,11 @@ class Turn:
         return Failure(
             lost.batch,
             lost.index,
+            lost.index + 1,
             lost.worker,
+            lost.attempt,
+            Ending.FAILED,
+            NOT_RETRIABLE,
             started,
             now,
             "WorkerLostError",
@@ -433,7 +537,10 @@ class Turn:
                 if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
                     position = leased.position + index - leased.calls.first
                     return "RUNNING" if position <= self._pool.workers[number].slot.position else "PENDING"
-        return "REGISTERED" if batch in self._orchestrator.batches else "UNKNOWN"
+        unfinished = self._orchestrator.batches.get(batch)
+        if unfinished is None:
+            return "UNKNOWN"
+        return "RETRY" if index in unfinished.waiting else "REGISTERED"
 
     def _counts_of(self, batches: set[int]) -> dict[str, int]:
         pending = running = 0

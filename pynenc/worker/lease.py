@@ -12,6 +12,9 @@ from typing import Any
 from pynenc import context, execution
 from pynenc.protocol.messages import (
     MAX_BATCH_CALLS,
+    NOT_RETRIABLE,
+    Ending,
+    Failure,
     Kind,
     Lease,
     Results,
@@ -43,6 +46,8 @@ class Shipper:
         self._frames: list[bytes] = []
         self._batch = 0
         self._first = 0
+        self._attempt = 0
+        self._retriable: tuple[type[BaseException], ...] = ()
         self._started = 0.0
         self.due = 0.0
         self._offset = 0.0
@@ -50,22 +55,44 @@ class Shipper:
         self._watched = threading.Semaphore(0)
         self._watching = False
 
-    def begin(self, batch: int, first: int) -> None:
-        """The calls that follow are those of this batch, from this index on."""
+    def begin(self, lease: Lease, retriable: tuple[type[BaseException], ...]) -> None:
+        """The calls that follow are those of this lease.
+
+        Args:
+            lease: The lease.
+            retriable: The exceptions after which a call may be tried again.
+        """
         with self._lock:
             self._close_stretch()
-            self._batch = batch
-            self._first = first
+            self._batch = lease.batch
+            self._first = lease.first
+            self._attempt = lease.attempt
+            self._retriable = retriable
             self._started = time.monotonic()
             if not self._frames:
                 self.due = self._started + SHIP_S
 
-    def failed(self, raised: execution.Raised, now: float) -> None:
-        """Add the failure of the call that just ended."""
+    def failed(self, error: BaseException, now: float) -> None:
+        """Add the exception of the call that just ended."""
+        self.failed_with(execution.describe(error), now, execution.retry_delay(error, self._retriable))
+
+    def failed_with(self, raised: execution.Raised, now: float, retry_s: float) -> None:
+        """Add an exception that is ready to travel."""
         with self._lock:
             self._close_stretch()
             offset = time.time() - time.monotonic()
-            failure = raised.to_failure(self._batch, self._first, self._worker, self._started + offset, now + offset)
+            failure = Failure(
+                self._batch,
+                self._first,
+                self._first + 1,
+                self._worker,
+                self._attempt,
+                Ending.FAILED,
+                retry_s,
+                self._started + offset,
+                now + offset,
+                *raised,
+            )
             self._frames.append(failure.to_frame())
             self._first += 1
             self._started = now
@@ -157,7 +184,7 @@ class RunningLease:
         return format_invocation_id(invocation_number(self.lease.batch, self.index))
 
     def invocation(self) -> Any:
-        return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS)
+        return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS, self.lease.attempt)
 
 
 def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: Shipper) -> int | None:
@@ -167,7 +194,7 @@ def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: 
         Up to which position leases are to be left out because of a cut, or None when all has run.
     """
     context.worker_running = RunningLease(task, lease, slot)
-    shipper.begin(lease.batch, lease.first)
+    shipper.begin(lease, task.retriable_exceptions)
     try:
         entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
         positions = range(lease.position, lease.position + lease.stop - lease.first)
@@ -184,7 +211,7 @@ def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: 
 def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> None:
     """Fail every call of a lease whose task cannot be imported."""
     raised = execution.describe(error)
-    shipper.begin(lease.batch, lease.first)
+    shipper.begin(lease, ())
     for index in range(lease.stop - lease.first):
         slot.numbers[POSITION] = lease.position + index
-        shipper.failed(raised, time.monotonic())
+        shipper.failed_with(raised, time.monotonic(), NOT_RETRIABLE)

@@ -12,7 +12,7 @@ from pynenc import serializer
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol import messages
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader, frame
-from pynenc.protocol.messages import Batch, Failure, Kind, Lease, Packing, Results
+from pynenc.protocol.messages import Batch, Ending, Failure, Kind, Lease, Packing, Results
 
 PLAIN = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=300), st.binary(max_size=300)
@@ -85,8 +85,13 @@ def test_messages_come_back_as_they_were() -> None:
     for message, kind in [
         (Batch(1 << 29, 2, 3, 4, 5, 6.5, Packing.ROWS, b"abc"), Kind.BATCH),
         (Results(1 << 29, 1, 3, 7, Packing.COLUMN, 1.5, 0.25, b"12345678" * 2, b"xyz"), Kind.RESULTS),
-        (Failure(1 << 29, 1, 7, 1.5, 2.5, "ValueError", "bäd \udc80", "Traceback", b"pickle"), Kind.FAILURE),
-        (Lease(9, 1 << 29, 2, 0, 3, Packing.COLUMNS, b"abc"), Kind.LEASE),
+        (
+            Failure(
+                1 << 29, 1, 2, 7, 3, Ending.FAILED, -1.0, 1.5, 2.5, "ValueError", "bäd \udc80", "Traceback", b"pickle"
+            ),
+            Kind.FAILURE,
+        ),
+        (Lease(9, 1 << 29, 2, 0, 3, 4, Packing.COLUMNS, b"abc"), Kind.LEASE),
     ]:
         [(found, body)] = FrameReader().feed(message.to_frame())  # type: ignore[attr-defined]
         assert found == kind

@@ -8,22 +8,33 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
     CallFailed,
+    CallLater,
     CallsSucceeded,
+    CallsWithdrawn,
     CutReached,
     CutSettled,
     CutWorker,
     Effect,
+    EndCalls,
+    Ended,
     FailLost,
+    KeepAttempt,
     KeepOutcome,
+    KillWorker,
     LeaseCalls,
     LookAgain,
     Looked,
+    RetryDue,
     TaskDeclared,
+    TaskOptions,
+    TimesChecked,
     UncutWorker,
+    WatchTimes,
     WorkerJoined,
     WorkerLost,
 )
@@ -42,7 +53,7 @@ class ModelWorker:
         self.dropped_to = 0
         self.unshipped: list[tuple[int, int, bool]] = []  # batch, index, failed
         self.reached: int | None = None
-        self.unsettled = 0
+        self.unsettled: list[int] = []  # serials of cuts
 
     def run_one(self, fails: bool) -> tuple[int, int] | None:
         position, batch, index = self.queue.popleft()
@@ -69,11 +80,35 @@ class Cluster(RuleBasedStateMachine):
         self.finished: set[int] = set()
         self.last_worker = 0
         self.looking = False
+        self.watching = False
+        self.dying: set[int] = set()
+        self.later: list[RetryDue | CallsWithdrawn] = []
+        self.retries: dict[tuple[int, int], int] = {}
 
-    @initialize(count=st.integers(1, 3), reruns=st.booleans(), most=st.integers(0, 2))
-    def begin(self, count: int, reruns: bool, most: int) -> None:
-        self.reruns, self.most = reruns, most
-        self.tell(TaskDeclared(1, most, reruns))
+    @initialize(
+        count=st.integers(1, 3),
+        reruns=st.booleans(),
+        most=st.integers(0, 2),
+        retries=st.integers(0, 2),
+        delay=st.sampled_from([0.0, 1.0]),
+        timeout=st.sampled_from([0.0, 5.0]),
+        expires=st.sampled_from([0.0, 0.0, 5.0]),
+    )
+    def begin(
+        self, count: int, reruns: bool, most: int, retries: int, delay: float, timeout: float, expires: float
+    ) -> None:
+        self.reruns, self.most, self.most_retries = reruns, most, retries
+        options = TaskOptions(
+            most,
+            reruns,
+            max_retries=retries,
+            retry_delay_s=delay,
+            timeout_s=timeout,
+            retry_on_timeout=retries > 1,
+            expires_s=expires,
+        )
+        self.tell(TaskDeclared(1, options))
+        self.tell(TaskDeclared(2, options._replace(priority=1)))
         for _ in range(count):
             self.join()
 
@@ -90,7 +125,7 @@ class Cluster(RuleBasedStateMachine):
         match effect:
             case LeaseCalls():
                 worker = self.workers[effect.worker]
-                assert worker.cut[0] == NO_CUT or worker.unsettled == 0 or effect.position >= worker.cut[1]
+                assert worker.cut[0] == NO_CUT or not worker.unsettled or effect.position >= worker.cut[1]
                 for offset in range(effect.stop - effect.first):
                     call = (effect.batch, effect.first + offset)
                     assert call not in self.outcomes, "a call with an outcome was leased"
@@ -106,23 +141,76 @@ class Cluster(RuleBasedStateMachine):
                 assert (effect.batch, effect.index) not in self.outcomes
                 self.outcomes[effect.batch, effect.index] = "lost"
                 assert not self.reruns or effect.losses > self.most
+            case EndCalls():
+                for index in range(effect.first, effect.stop):
+                    assert (effect.batch, index) not in self.outcomes, "two outcomes for one call"
+                    if effect.again:
+                        self.count_retry((effect.batch, index))
+                    else:
+                        self.outcomes[effect.batch, index] = effect.why.value
+            case KeepAttempt():
+                assert outcome is not None
+                assert outcome[:2] == (effect.batch, effect.index)
+                self.count_retry((effect.batch, effect.index))
+            case KillWorker():
+                self.dying.add(effect.worker)
+            case WatchTimes():
+                self.watching = True
+            case CallLater():
+                self.later.append(effect.event)
             case BatchFinished():
                 assert effect.batch not in self.finished
                 self.finished.add(effect.batch)
             case CutWorker():
                 worker = self.workers[effect.worker]
                 worker.cut = (effect.start, effect.stop)
-                worker.unsettled += 1
+                worker.unsettled.append(effect.serial)
             case UncutWorker():
                 self.workers[effect.worker].cut = (NO_CUT, NO_CUT)
             case LookAgain():
                 self.looking = True
 
-    @rule(count=st.integers(1, 40), source=st.integers(1, 3))
-    def submit(self, count: int, source: int) -> None:
+    def count_retry(self, call: tuple[int, int]) -> None:
+        self.retries[call] = self.retries.get(call, 0) + 1
+        assert self.retries[call] <= self.most_retries
+
+    def positions(self) -> dict[int, int]:
+        return {number: worker.position for number, worker in self.workers.items()}
+
+    @rule(count=st.integers(1, 40), source=st.integers(1, 3), task=st.integers(1, 2))
+    def submit(self, count: int, source: int, task: int) -> None:
         batch = len(self.sizes) + 1
         self.sizes[batch] = count
-        self.tell(BatchArrived(batch, 1, count, source))
+        self.tell(BatchArrived(batch, task, count, source))
+
+    @precondition(lambda self: self.later)
+    @rule(data=st.data())
+    def time_passes(self, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(self.later) - 1))
+        self.later.append(self.later.pop(at))
+        self.time_passes_now()
+
+    @precondition(lambda self: self.sizes)
+    @rule(data=st.data(), force=st.booleans())
+    def cancel(self, data: st.DataObject, force: bool) -> None:
+        batch = data.draw(st.sampled_from(sorted(self.sizes)))
+        first = data.draw(st.integers(0, self.sizes[batch] - 1))
+        stop = data.draw(st.integers(first + 1, self.sizes[batch]))
+        self.tell(CallsWithdrawn(batch, first, stop, Ended.CANCELLED, force, self.positions()))
+
+    @precondition(lambda self: self.watching)
+    @rule(seconds=st.sampled_from([0.1, 10.0]))
+    def check_times(self, seconds: float) -> None:
+        self.watching = False
+        self.tell(TimesChecked({number: (position, seconds) for number, position in self.positions().items()}))
+
+    @precondition(lambda self: self.dying)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.dying)))
+        self.dying.discard(number)
+        if number in self.workers:
+            self.lose(number)
 
     @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
     @rule(data=st.data(), calls=st.integers(1, 8), fails=st.booleans())
@@ -134,11 +222,16 @@ class Cluster(RuleBasedStateMachine):
             call = worker.run_one(fails)
             if call is None:
                 return
+            assert call not in self.outcomes, "a call ran that had ended"
             self.runs[call] = self.runs.get(call, 0) + 1
 
     @precondition(lambda self: any(w.unshipped or w.reached is not None for w in self.workers.values()))
-    @rule(data=st.data(), call_s=st.sampled_from([1e-6, 1e-3, 0.1]))
-    def ship(self, data: st.DataObject, call_s: float) -> None:
+    @rule(
+        data=st.data(),
+        call_s=st.sampled_from([1e-6, 1e-3, 0.1]),
+        retry_s=st.sampled_from([NOT_RETRIABLE, DEFAULT_DELAY, 0.0, 2.0]),
+    )
+    def ship(self, data: st.DataObject, call_s: float, retry_s: float) -> None:
         number = data.draw(
             st.sampled_from([n for n, w in self.workers.items() if w.unshipped or w.reached is not None])
         )
@@ -149,7 +242,7 @@ class Cluster(RuleBasedStateMachine):
             batch, first, failed = shipped.pop(0)
             stop = first + 1
             if failed:
-                self.tell(CallFailed(number, batch, first, call_s), (batch, first, stop, "failed"))
+                self.tell(CallFailed(number, batch, first, call_s, retry_s), (batch, first, stop, "failed"))
                 continue
             while shipped and shipped[0] == (batch, stop, False):
                 shipped.pop(0)
@@ -164,8 +257,8 @@ class Cluster(RuleBasedStateMachine):
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.unsettled]))
-        self.workers[number].unsettled -= 1
-        self.tell(CutSettled(number, self.workers[number].position))
+        serial = self.workers[number].unsettled.pop(0)
+        self.tell(CutSettled(number, self.workers[number].position, serial))
 
     @precondition(lambda self: self.looking)
     @rule()
@@ -176,7 +269,9 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.workers)))
+        self.lose(data.draw(st.sampled_from(sorted(self.workers))))
+
+    def lose(self, number: int) -> None:
         position = self.workers.pop(number).position
         self.tell(WorkerLost(number, position))
         self.join()
@@ -197,12 +292,12 @@ class Cluster(RuleBasedStateMachine):
         ]
         queued = [
             (ready.batch, index)
-            for queue in self.orchestrator.broker._queues.values()
-            for ready in queue
+            for ready in self.orchestrator.broker.ranges()
             for index in range(ready.first, ready.stop)
         ]
+        waiting = [(number, index) for number, batch in self.orchestrator.batches.items() for index in batch.waiting]
         unfinished = {(b, i) for b, size in self.sizes.items() for i in range(size)} - self.outcomes.keys()
-        assert sorted([*held, *queued]) == sorted(unfinished)
+        assert sorted([*held, *queued, *waiting]) == sorted(unfinished)
         assert len(queued) == self.orchestrator.broker.ready
 
     def teardown(self) -> None:
@@ -212,14 +307,17 @@ class Cluster(RuleBasedStateMachine):
                 break
             for number, worker in list(self.workers.items()):
                 while worker.unsettled:
-                    worker.unsettled -= 1
-                    self.tell(CutSettled(number, worker.position))
+                    self.tell(CutSettled(number, worker.position, worker.unsettled.pop(0)))
+                if number in self.dying:
+                    self.dying.discard(number)
+                    self.lose(number)
+                    continue
                 if worker.queue:
                     worker.run_one(False)
                 for batch, index, failed in worker.unshipped:
                     kind = "failed" if failed else "succeeded"
                     event = (
-                        CallFailed(number, batch, index, 0.1)
+                        CallFailed(number, batch, index, 0.1, NOT_RETRIABLE)
                         if failed
                         else CallsSucceeded(number, batch, index, index + 1, 0.1)
                     )
@@ -228,13 +326,21 @@ class Cluster(RuleBasedStateMachine):
                 if worker.reached is not None:
                     reached, worker.reached = worker.reached, None
                     self.tell(CutReached(number, reached))
+            while self.later:
+                self.time_passes_now()
             if self.looking:
                 self.looking = False
                 self.tell(Looked({number: worker.position for number, worker in self.workers.items()}))
         assert len(self.outcomes) == sum(self.sizes.values()), "calls were left"
         if not self.reruns:
-            assert all(self.runs.get(call, 0) <= 1 for call in self.outcomes)
+            assert all(self.runs.get(call, 0) <= 1 + self.retries.get(call, 0) for call in self.outcomes)
+
+    def time_passes_now(self) -> None:
+        event = self.later.pop()
+        if isinstance(event, CallsWithdrawn):
+            event = event._replace(positions=self.positions())
+        self.tell(event)
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCluster.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

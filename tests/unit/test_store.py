@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pynenc.exceptions import StateBackendError
-from pynenc.protocol.messages import Batch, Failure, Packing, Results, first_batch_of
+from pynenc.protocol.messages import NOT_RETRIABLE, Batch, Ending, Failure, Packing, Results, first_batch_of
 from pynenc.state_backend.reader import Reader
 from pynenc.state_backend.store import Store
 
@@ -32,7 +32,9 @@ def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     stored = reader.batch(batch)
     assert stored is not None
     assert (stored.task_id, stored.count, stored.arguments) == ("m.f", 5, b"args")
-    failure = Failure(batch, 2, 1, 1.0, 2.0, "ValueError", "no", "Traceback", b"pickle")
+    failure = Failure(
+        batch, 2, 3, 1, 0, Ending.FAILED, NOT_RETRIABLE, 1.0, 2.0, "ValueError", "no", "Traceback", b"pickle"
+    )
     store.add_results(results(batch, 0, 2))
     store.add_failure(failure)
     store.add_results(results(batch, 3, 5))

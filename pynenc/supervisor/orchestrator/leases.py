@@ -10,6 +10,7 @@ from collections import deque
 from typing import NamedTuple
 
 from pynenc.supervisor.broker import Range
+from pynenc.supervisor.events import Ended
 
 
 class Leased(NamedTuple):
@@ -42,9 +43,13 @@ class WorkerLeases:
         load_s: Seconds of work that the leases were expected to be.
         reached: The position behind the last call that has its outcome.
         cut: The positions that the worker was told to leave out; while there is a cut it gets nothing new.
+        serial: Which cut it is, counted from the worker's start.
+        settled: Whether the worker is known to have seen the cut.
+        wanted: Where to cut as soon as the cut has settled, when that is earlier.
+        doomed: The position of the call because of which the worker is to be ended, and why.
     """
 
-    __slots__ = ("cut", "load_s", "next_position", "outstanding", "reached")
+    __slots__ = ("cut", "doomed", "load_s", "next_position", "outstanding", "reached", "serial", "settled", "wanted")
 
     def __init__(self) -> None:
         self.outstanding: deque[Leased] = deque()
@@ -52,6 +57,10 @@ class WorkerLeases:
         self.reached = 1
         self.load_s = 0.0
         self.cut: tuple[int, int] | None = None
+        self.serial = 0
+        self.settled = False
+        self.wanted: int | None = None
+        self.doomed: tuple[int, Ended] | None = None
 
     def add(self, calls: Range, call_s: float) -> int:
         """Put calls into the worker's hands; the position of the first of them."""
@@ -97,6 +106,32 @@ class WorkerLeases:
         start = max(position + 1, self.outstanding[0].position)
         stop = self.cut[0] if self.cut else self.outstanding[-1].end
         return start, max(start, stop)
+
+    def cut_at(self, start: int) -> bool:
+        """Cut from this position on; False when that has to wait until the cut there is has settled."""
+        if self.cut is not None and self.cut[0] <= start:
+            return False
+        if self.cut is not None and not self.settled:
+            self.wanted = start if self.wanted is None else min(start, self.wanted)
+            return False
+        self.cut = (start, self.next_position)
+        self.serial += 1
+        self.settled = False
+        self.wanted = None
+        return True
+
+    def cut_again(self) -> None:
+        """Have the same cut looked at once more."""
+        self.serial += 1
+        self.settled = False
+
+    def uncut(self) -> None:
+        """The cut is reached, or never will be."""
+        self.cut = self.wanted = self.doomed = None
+
+    def leased_at(self, position: int) -> Leased | None:
+        """The lease to which a position belongs, when its call has no outcome yet."""
+        return next((one for one in self.outstanding if one.position <= position < one.end), None)
 
     @property
     def several(self) -> bool:

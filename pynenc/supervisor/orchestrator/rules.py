@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
     CallFailed,
+    CallLater,
     CallsSucceeded,
+    CallsWithdrawn,
     CutReached,
     CutSettled,
     CutWorker,
     Effect,
+    EndCalls,
+    Ended,
     Event,
     FailLost,
+    KeepAttempt,
     KeepOutcome,
+    KillWorker,
     LeaseCalls,
     LookAgain,
     Looked,
+    RetryDue,
     TaskDeclared,
+    TimesChecked,
     UncutWorker,
+    WatchTimes,
     WorkerJoined,
     WorkerLost,
 )
 from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
+from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 LOOK_AGAIN_S = 0.002
 """How long a worker is idle before the calls of the others are looked at."""
@@ -33,36 +44,11 @@ LOOK_AGAIN_S = 0.002
 SHORT_S = 0.002
 """Work shorter than this is not worth dividing between workers."""
 
-SMOOTHING = 0.4
-"""How much the latest shipment counts in a task's expected duration."""
+TIMES_S = 0.05
+"""How often the running times of calls with a time limit are looked at, at the least."""
 
-
-class TaskRules:
-    """What the orchestrator knows of a task; `call_s` is its expected duration once one call has run."""
-
-    __slots__ = ("call_s", "max_worker_losses", "rerun_on_worker_loss")
-
-    def __init__(self, max_worker_losses: int, rerun_on_worker_loss: bool) -> None:
-        self.max_worker_losses = max_worker_losses
-        self.rerun_on_worker_loss = rerun_on_worker_loss
-        self.call_s: float | None = None
-
-    def learn(self, count: int, seconds: float) -> None:
-        """Take what calls took into the expected duration."""
-        measured = max(seconds / count, 1e-7)
-        self.call_s = measured if self.call_s is None else self.call_s + SMOOTHING * (measured - self.call_s)
-
-
-class UnfinishedBatch:
-    """A batch with calls that have no outcome yet."""
-
-    __slots__ = ("losses", "source", "task", "unfinished")
-
-    def __init__(self, task: int, source: int, count: int) -> None:
-        self.task = task
-        self.source = source
-        self.unfinished = count
-        self.losses: dict[int, int] = {}
+SLOT_S = 0.012
+"""How much earlier than its call a slot's time may be."""
 
 
 class Orchestrator:
@@ -80,6 +66,7 @@ class Orchestrator:
         self.batches: dict[int, UnfinishedBatch] = {}
         self.workers: dict[int, WorkerLeases] = {}
         self._looking = False
+        self._watching_times = False
 
     def handle(self, event: Event) -> list[Effect]:
         """Take one event in; what is to be done for it, leases aside."""
@@ -91,7 +78,7 @@ class Orchestrator:
             case CallFailed():
                 return self.call_failed(event)
             case TaskDeclared():
-                self.tasks.setdefault(event.task, TaskRules(event.max_worker_losses, event.rerun_on_worker_loss))
+                self.tasks.setdefault(event.task, TaskRules(event.options))
                 return []
             case WorkerJoined():
                 self.workers[event.worker] = WorkerLeases()
@@ -104,6 +91,12 @@ class Orchestrator:
                 return self.cut_reached(event)
             case Looked():
                 return self.looked(event)
+            case RetryDue():
+                return self.retry_due(event)
+            case CallsWithdrawn():
+                return self.calls_withdrawn(event)
+            case TimesChecked():
+                return self.times_checked(event)
             case _:
                 assert_never(event)
 
@@ -118,7 +111,9 @@ class Orchestrator:
             task = self.tasks[broker.peek().task]
             calls = broker.take(self._lease_size(task, worker.load_s))
             position = worker.add(calls, task.call_s or self.lease_s)
-            effects.append(LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop))
+            effects.append(LeaseCalls(number, position, *calls[:2], calls.first, calls.stop, calls.attempt))
+            if task.options.timeout_s and not self._watching_times:
+                effects.append(self._watch_times())
         if not self._looking and self._someone_idles_beside_a_queue():
             self._looking = True
             effects.append(LookAgain(LOOK_AGAIN_S))
@@ -129,7 +124,11 @@ class Orchestrator:
         if event.batch in self.batches:
             return []
         self.batches[event.batch] = UnfinishedBatch(event.task, event.source, event.count)
-        self.broker.put(Range(event.batch, event.task, event.source, 0, event.count))
+        options = self.tasks[event.task].options
+        self.broker.put(Range(event.batch, event.task, event.source, 0, event.count, 0, options.priority))
+        if options.expires_s:
+            late = CallsWithdrawn(event.batch, 0, event.count, Ended.EXPIRED, False, {})
+            return [CallLater(options.expires_s, late)]
         return []
 
     def calls_succeeded(self, event: CallsSucceeded) -> list[Effect]:
@@ -140,16 +139,122 @@ class Orchestrator:
         count = event.stop - event.first
         self.tasks[self.batches[event.batch].task].learn(count, event.seconds)
         effects: list[Effect] = [KeepOutcome(event.batch, event.first), *self._finish(event.batch, count)]
+        return effects + self._uncut_behind_last(event.worker, worker)
+
+    def _uncut_behind_last(self, number: int, worker: WorkerLeases) -> list[Effect]:
+        effects: list[Effect] = []
         if worker.cut is not None and worker.reached == worker.cut[1]:
             # It had begun its last call before the cut was made, so it never comes to it.
-            worker.cut = None
-            effects.append(UncutWorker(event.worker))
+            worker.uncut()
+            effects.append(UncutWorker(number))
         return effects
 
     def call_failed(self, event: CallFailed) -> list[Effect]:
-        """Keep an exception, unless the call was taken from the worker in the meantime."""
-        succeeded = CallsSucceeded(event.worker, event.batch, event.index, event.index + 1, event.seconds)
-        return self.calls_succeeded(succeeded)
+        """Keep an exception and try again, or keep it as the outcome; unless the call was taken from the worker."""
+        worker = self.workers.get(event.worker)
+        batch = self.batches.get(event.batch)
+        retries = batch.retries.get(event.index, 0) if batch is not None else 0
+        if (
+            worker is None
+            or batch is None
+            or event.retry_s == NOT_RETRIABLE
+            or event.index in batch.withdrawn
+            or retries >= self.tasks[batch.task].options.max_retries
+        ):
+            ended = CallsSucceeded(event.worker, event.batch, event.index, event.index + 1, event.seconds)
+            return self.calls_succeeded(ended)
+        if not worker.done(event.batch, event.index, event.index + 1):
+            return []
+        task = self.tasks[batch.task]
+        task.learn(1, event.seconds)
+        again = self._try_again(event.batch, event.index, task.delay_s(retries, event.retry_s, event.chance))
+        return [KeepAttempt(event.batch, event.index), *again, *self._uncut_behind_last(event.worker, worker)]
+
+    def retry_due(self, event: RetryDue) -> list[Effect]:
+        """Queue a call whose next attempt's time has come, unless it was withdrawn."""
+        batch = self.batches.get(event.batch)
+        if batch is not None and event.index in batch.waiting:
+            batch.waiting.discard(event.index)
+            self.broker.put(self._range(event.batch, event.index, event.index + 1))
+        return []
+
+    def calls_withdrawn(self, event: CallsWithdrawn) -> list[Effect]:
+        """End calls that have not begun; take those that lie in workers' hands back first.
+
+        Those that run are left alone, or with `force` their workers are ended.
+        """
+        batch = self.batches.get(event.batch)
+        if batch is None:
+            return []
+        effects: list[Effect] = []
+        priority = self.tasks[batch.task].options.priority
+        expired = event.why is Ended.EXPIRED
+        for ready in self.broker.remove(event.batch, batch.source, priority, event.first, event.stop):
+            if expired and ready.attempt:
+                self.broker.put(ready)  # It had begun in time, and is tried again.
+            else:
+                effects += self._end(ready, event.why)
+        if not expired:
+            for index in sorted(one for one in batch.waiting if event.first <= one < event.stop):
+                batch.waiting.discard(index)
+                effects += self._end(self._range(event.batch, index, index + 1), event.why)
+        for number, worker in self.workers.items():
+            effects += self._withdraw_from(number, worker, event, event.positions.get(number, 0))
+        return effects
+
+    def _withdraw_from(self, number: int, worker: WorkerLeases, event: CallsWithdrawn, position: int) -> list[Effect]:
+        begun = doomed = False
+        for leased in worker.outstanding:
+            _, inside = leased.calls.split(event.first, event.stop)
+            if inside is None or leased.calls.batch != event.batch:
+                continue
+            if event.why is Ended.EXPIRED and leased.calls.attempt:
+                continue
+            for index in range(inside.first, inside.stop):
+                at = leased.position + index - leased.calls.first
+                if at > position:
+                    self.batches[event.batch].withdrawn[index] = event.why
+                    begun = True
+                elif at == position and event.force:
+                    worker.doomed = (position, Ended.KILLED)
+                    doomed = True
+        return self._cut(number, worker, position + 1) if begun or doomed else []
+
+    def times_checked(self, event: TimesChecked) -> list[Effect]:
+        """End workers whose call runs for longer than its task allows."""
+        self._watching_times = False
+        effects: list[Effect] = []
+        for number, (position, seconds) in event.running.items():
+            worker = self.workers.get(number)
+            leased = worker.leased_at(position) if worker is not None else None
+            if worker is None or leased is None or worker.doomed is not None:
+                continue
+            limit_s = self.tasks[leased.calls.task].options.timeout_s
+            if limit_s and seconds > limit_s + SLOT_S:
+                worker.doomed = (position, Ended.TIMED_OUT)
+                effects += self._cut(number, worker, position + 1)
+        timed = [
+            one
+            for worker in self.workers.values()
+            for one in worker.outstanding
+            if self.tasks[one.calls.task].options.timeout_s
+        ]
+        if timed:
+            effects.append(self._watch_times())
+        return effects
+
+    def _watch_times(self) -> WatchTimes:
+        self._watching_times = True
+        return WatchTimes(TIMES_S)
+
+    def _cut(self, number: int, worker: WorkerLeases, start: int) -> list[Effect]:
+        if worker.cut_at(start):
+            return [CutWorker(number, start, worker.next_position, worker.serial)]
+        if worker.settled and worker.doomed is not None and worker.cut is not None:
+            # The cut that is there lies early enough: look at the worker again.
+            worker.cut_again()
+            return [CutWorker(number, *worker.cut, worker.serial)]
+        return []
 
     def worker_lost(self, loss: WorkerLost) -> list[Effect]:
         """Blame the call that ran, and put the rest of the leases back.
@@ -164,7 +269,14 @@ class Orchestrator:
         for leased in worker.take_since(0):
             begun = min(max(loss.position + 1, leased.position), leased.end)
             if begun < leased.end:
-                self.broker.put_back(leased.since(begun).calls)
+                effects += self._put_back(leased.since(begun).calls)
+            if (
+                worker.doomed is not None
+                and worker.doomed[0] == loss.position
+                and begun - 1 == loss.position >= leased.position
+            ):
+                effects += self._doomed_call(loss, leased, worker.doomed[1])
+                begun -= 1
             for position in range(begun - 1, leased.position - 1, -1):
                 effects += self._lost_call(loss, leased, position)
         return effects
@@ -172,18 +284,28 @@ class Orchestrator:
     def cut_settled(self, event: CutSettled) -> list[Effect]:
         """What lies behind both the cut and the call that runs will not be run by this worker: queue it again."""
         worker = self.workers.get(event.worker)
-        if worker is not None and worker.cut is not None:
-            self._requeue(worker.take_since(max(worker.cut[0], event.position + 1)))
-        return []
+        if worker is None or worker.cut is None or event.serial != worker.serial:
+            return []
+        worker.settled = True
+        effects = self._requeue(worker.take_since(max(worker.cut[0], event.position + 1)))
+        if worker.doomed is not None:
+            doomed = worker.doomed[0]
+            if event.position != doomed:
+                worker.doomed = None  # Its call ended by itself.
+            elif worker.cut[0] <= doomed + 1:
+                effects.append(KillWorker(event.worker))
+        if worker.wanted is not None:
+            effects += self._cut(event.worker, worker, worker.wanted)
+        return effects
 
     def cut_reached(self, event: CutReached) -> list[Effect]:
         """The worker stands at its cut with empty hands, so it can be leased calls again."""
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
-        self._requeue(worker.take_since(event.position))
-        worker.cut = None
-        return [UncutWorker(event.worker)]
+        effects = self._requeue(worker.take_since(event.position))
+        worker.uncut()
+        return [*effects, UncutWorker(event.worker)]
 
     def looked(self, event: Looked) -> list[Effect]:
         """A worker idles while another holds calls that it has not begun: take half of them back."""
@@ -199,9 +321,7 @@ class Orchestrator:
             return []
         worker = self.workers[victim]
         _, stop = worker.unstarted(event.positions[victim])
-        start = stop - (most + 1) // 2
-        worker.cut = (start, worker.next_position)
-        return [CutWorker(victim, start, worker.next_position)]
+        return self._cut(victim, worker, stop - (most + 1) // 2)
 
     def _lease_size(self, task: TaskRules, load_s: float) -> int:
         if task.call_s is None:
@@ -230,9 +350,43 @@ class Orchestrator:
         start, stop = worker.unstarted(position)
         return stop - start
 
-    def _requeue(self, taken: list[Leased]) -> None:
-        for leased in taken:
-            self.broker.put_back(leased.calls)
+    def _requeue(self, taken: list[Leased]) -> list[Effect]:
+        return [effect for leased in taken for effect in self._put_back(leased.calls)]
+
+    def _put_back(self, calls: Range) -> list[Effect]:
+        runnable, ended = self.batches[calls.batch].sort_out(calls)
+        for one in reversed(runnable):
+            self.broker.put_back(one)
+        return [effect for one, why in ended for effect in self._end(one, why)]
+
+    def _range(self, batch: int, first: int, stop: int) -> Range:
+        """Calls of an unfinished batch as they are queued; one call, unless they were never tried."""
+        state = self.batches[batch]
+        priority = self.tasks[state.task].options.priority
+        return Range(batch, state.task, state.source, first, stop, state.retries.get(first, 0), priority)
+
+    def _end(self, calls: Range, why: Ended, worker: int = 0) -> list[Effect]:
+        ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker)
+        return [ended, *self._finish(calls.batch, calls.stop - calls.first)]
+
+    def _try_again(self, batch: int, index: int, delay_s: float) -> list[Effect]:
+        state = self.batches[batch]
+        state.retries[index] = state.retries.get(index, 0) + 1
+        if not delay_s:
+            self.broker.put(self._range(batch, index, index + 1))
+            return []
+        state.waiting.add(index)
+        return [CallLater(delay_s, RetryDue(batch, index))]
+
+    def _doomed_call(self, loss: WorkerLost, leased: Leased, why: Ended) -> list[Effect]:
+        """End the call because of which its worker was ended, or try it again."""
+        calls = leased.since(loss.position).before(loss.position + 1).calls
+        task = self.tasks[calls.task]
+        if why is Ended.TIMED_OUT and task.options.retry_on_timeout and calls.attempt < task.options.max_retries:
+            attempt = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, loss.worker, True)
+            delay_s = task.delay_s(calls.attempt, DEFAULT_DELAY, 0.5)
+            return [attempt, *self._try_again(calls.batch, calls.first, delay_s)]
+        return self._end(calls, why, loss.worker)
 
     def _lost_call(self, loss: WorkerLost, leased: Leased, position: int) -> list[Effect]:
         """Run a call again that had begun when its worker died, or fail it."""
@@ -243,11 +397,19 @@ class Orchestrator:
         if ran:
             batch.losses[index] = batch.losses.get(index, 0) + 1
         losses = batch.losses.get(index, 0)
-        if task.rerun_on_worker_loss and losses <= task.max_worker_losses:
-            self.broker.put_back(calls)
-            return []
+        if task.options.rerun_on_worker_loss and losses <= task.options.max_worker_losses:
+            return self._put_back(calls)
         return [
-            FailLost(loss.worker, calls.task, calls.batch, index, losses, ran, task.rerun_on_worker_loss),
+            FailLost(
+                loss.worker,
+                calls.task,
+                calls.batch,
+                index,
+                calls.attempt,
+                losses,
+                ran,
+                task.options.rerun_on_worker_loss,
+            ),
             *self._finish(calls.batch, 1),
         ]
 

@@ -1,0 +1,94 @@
+"""Tasks with rules, for the tests of orchestration."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+from pynenc import RetryError
+from pynenc.exceptions import TaskTimeoutError
+from tests.tasks import app
+
+
+def append(path: str, text: object) -> int:
+    """Add a line; how many there were before."""
+    before = len(Path(path).read_text().split()) if os.path.exists(path) else 0
+    with open(path, "a") as log:
+        log.write(f"{text}\n")
+    return before
+
+
+@app.task(retry_for=(ConnectionError,), max_retries=3)
+def fail_at_first(log: str, times: int) -> int:
+    tried = append(log, "tried")
+    if tried < times:
+        raise ConnectionResetError(f"not yet: {tried}")
+    return fail_at_first.invocation.num_retries
+
+
+@app.task(retry_for=(ConnectionError,), max_retries=3)
+def fail_for_good(log: str) -> None:
+    append(log, "tried")
+    raise ValueError("never")
+
+
+@app.task(max_retries=2)
+def ask_again(log: str, delay: float) -> int:
+    tried = append(log, "tried")
+    if not tried:
+        raise RetryError("later", delay=delay)
+    return ask_again.invocation.num_retries
+
+
+@app.task(retry_for=("builtins.ValueError",), max_retries=1)
+def fail_if_odd(directory: str, x: int) -> int:
+    if x % 2 and not append(os.path.join(directory, str(x)), "tried"):
+        raise ValueError(x)
+    return x
+
+
+@app.task(timeout=0.3)
+def run_long(how: str) -> None:
+    if how == "deaf":
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        while True:
+            pass
+    if how == "c_code":
+        ctypes.PyDLL(None).sleep(60)  # Holds the interpreter's lock.
+    time.sleep(60)
+
+
+@app.task(timeout=0.4)
+def run_for(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@app.task(timeout=0.2, retry_for=(TaskTimeoutError,), max_retries=1)
+def slow_at_first(log: str) -> int:
+    if not append(log, "tried"):
+        time.sleep(60)
+    return slow_at_first.invocation.num_retries
+
+
+@app.task
+def note(log: str, x: int) -> int:
+    append(log, x)
+    return x
+
+
+@app.task
+def hold(at: str, gate: str) -> None:
+    """Say that it runs, and run until a file is there."""
+    Path(at).touch()
+    while not os.path.exists(gate):
+        time.sleep(0.002)
+
+
+@app.task(expires=0.2)
+def expiring(log: str) -> str:
+    append(log, "ran")
+    return "in time"
