@@ -36,6 +36,7 @@ bench: $(VENV)/.installed-bench ## measure against other executors
 
 docs: $(VENV)/.installed ## make the generated pages of docs/
 	$(BIN)/python -m pynenc.conf.reference > docs/configuration.md
+	$(BIN)/python -m pynenc.cli.render > docs/statuses.md
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .venvs build pynenc.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -198,6 +198,7 @@ class Pynenc:
         return {
             "app_id": self.app_id,
             "num_workers": workers,
+            "spare_workers": workers if runner.spare_workers is None else runner.spare_workers,
             "worker_environment": thread_caps(workers, runner.worker_blas_threads, cpus),
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,

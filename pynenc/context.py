@@ -5,6 +5,7 @@ Set by whoever runs user code; read by `Task.invocation`, by loggers, and by an 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -34,8 +35,11 @@ class WorkerOf(NamedTuple):
 running: ContextVar[Running | None] = ContextVar("pynenc_running", default=None)
 """The call that runs in this context; set in synchronous mode, where calls nest."""
 
-worker_running: Running | None = None
+worker_running: Any = None
 """The lease that a worker runs: process-wide, since a worker runs one call at a time whatever threads it starts."""
+
+nested_wait: Callable[[Any, Callable[[], bool], Sequence[int], float | None], bool] | None = None
+"""In workers: how a call waits for others, given the connection, what is to be so, the batches and a timeout."""
 
 worker_of: WorkerOf | None = None
 """Set in worker processes."""

@@ -5,7 +5,7 @@ The local cluster (`client.runner`) and the synchronous mode (`synchronous`) imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pynenc.execution import restore
@@ -148,8 +148,10 @@ class Runner(Protocol):
 class RemoteRunner(Protocol):
     """What submissions need of a runner whose calls run in other processes, so that one waits and asks."""
 
-    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until something is so that outcomes bring about; whether it is so."""
+    def wait_until(
+        self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
+    ) -> bool:
+        """Wait until something is so that the outcomes of the awaited submissions bring about; whether it is so."""
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Where a call without outcome stands."""

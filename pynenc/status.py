@@ -1,11 +1,14 @@
-"""The statuses of an invocation, and what may follow what.
+"""The statuses of an invocation: one table says which are final, who sets them, and what may follow what.
 
-One declarative table. Whoever changes a status asks it; docs are drawn from it.
+Whoever writes down a change asks `check_change`; the page docs/statuses.md and `pynenc status render` are drawn from the table.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
+
+from pynenc.exceptions import InvocationStatusTransitionError
 
 
 class InvocationStatus(StrEnum):
@@ -21,7 +24,11 @@ class InvocationStatus(StrEnum):
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
+    RESUMED = "RESUMED"
     RETRY = "RETRY"
+    REROUTED = "REROUTED"
+    CONCURRENCY_CONTROLLED = "CONCURRENCY_CONTROLLED"
+    CONCURRENCY_CONTROLLED_FINAL = "CONCURRENCY_CONTROLLED_FINAL"
     SUCCESS = "SUCCESS"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
@@ -30,42 +37,92 @@ class InvocationStatus(StrEnum):
     @property
     def is_final(self) -> bool:
         """Whether nothing can follow: the invocation has its result or its exception."""
-        return not NEXT_STATUSES[self]
+        return not STATUSES[self].following
 
     @property
     def is_available_for_run(self) -> bool:
-        """Whether the invocation waits for a worker."""
-        return self is InvocationStatus.REGISTERED
+        """Whether the invocation waits for a worker and may run."""
+        return self in (InvocationStatus.REGISTERED, InvocationStatus.REROUTED)
 
 
-NEXT_STATUSES: dict[InvocationStatus, frozenset[InvocationStatus]] = {
-    InvocationStatus.REGISTERED: frozenset({InvocationStatus.PENDING, InvocationStatus.CANCELLED}),
-    # A lease can be cut before its turn, or its worker can die: back to the queue.
-    InvocationStatus.PENDING: frozenset(
-        {
-            InvocationStatus.RUNNING,
-            InvocationStatus.REGISTERED,
-            InvocationStatus.FAILED,
-            InvocationStatus.CANCELLED,
-        }
+class StatusRule(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        means: What the status says.
+        owner: Which process knows that it holds: the supervisor's queues or the worker.
+        following: The statuses that may come next; none after a final one.
+    """
+
+    means: str
+    owner: str
+    following: frozenset[InvocationStatus]
+
+
+def _row(means: str, owner: str, *following: str) -> StatusRule:
+    return StatusRule(means, owner, frozenset(map(InvocationStatus, following)))
+
+
+STATUSES: dict[InvocationStatus, StatusRule] = {
+    InvocationStatus.REGISTERED: _row(
+        "It waits for its turn, or for the calls whose results it takes.",
+        "supervisor",
+        *("PENDING", "RUNNING", "CONCURRENCY_CONTROLLED", "CONCURRENCY_CONTROLLED_FINAL", "FAILED", "CANCELLED"),
     ),
-    InvocationStatus.RUNNING: frozenset(
-        {
-            InvocationStatus.SUCCESS,
-            InvocationStatus.FAILED,
-            InvocationStatus.REGISTERED,
-            InvocationStatus.RETRY,
-            InvocationStatus.PAUSED,
-            InvocationStatus.KILLED,
-        }
+    InvocationStatus.PENDING: _row(
+        "It lies in a worker's hands and has not begun.",
+        "supervisor",
+        *("RUNNING", "REROUTED", "REGISTERED", "CONCURRENCY_CONTROLLED", "FAILED", "CANCELLED"),
     ),
-    InvocationStatus.PAUSED: frozenset(
-        {InvocationStatus.RUNNING, InvocationStatus.REGISTERED, InvocationStatus.KILLED}
+    InvocationStatus.RUNNING: _row(
+        "A worker runs it.", "worker", "SUCCESS", "FAILED", "RETRY", "PAUSED", "REROUTED", "REGISTERED", "KILLED"
     ),
-    InvocationStatus.RETRY: frozenset({InvocationStatus.PENDING, InvocationStatus.CANCELLED}),
-    InvocationStatus.CANCELLED: frozenset(),
-    InvocationStatus.KILLED: frozenset(),
-    InvocationStatus.SUCCESS: frozenset(),
-    InvocationStatus.FAILED: frozenset(),
+    InvocationStatus.PAUSED: _row(
+        "It has begun, and waits for calls that it made.",
+        "worker",
+        "RESUMED",
+        "RUNNING",
+        "REROUTED",
+        "KILLED",
+        "FAILED",
+    ),
+    InvocationStatus.RESUMED: _row(
+        "What it waited for is there, and it runs on.",
+        "worker",
+        *("SUCCESS", "FAILED", "RETRY", "PAUSED", "RUNNING", "REROUTED", "KILLED"),
+    ),
+    InvocationStatus.RETRY: _row(
+        "An attempt raised; the next one waits for its time.",
+        "supervisor",
+        *("PENDING", "RUNNING", "CONCURRENCY_CONTROLLED", "CONCURRENCY_CONTROLLED_FINAL", "CANCELLED"),
+    ),
+    InvocationStatus.REROUTED: _row(
+        "It waits for its turn again: its worker died, or calls of its key had kept it from running.",
+        "supervisor",
+        *("PENDING", "RUNNING", "CONCURRENCY_CONTROLLED", "CONCURRENCY_CONTROLLED_FINAL", "FAILED", "CANCELLED"),
+    ),
+    InvocationStatus.CONCURRENCY_CONTROLLED: _row(
+        "As many calls of its key run as may; it is woken when one of them ends.",
+        "supervisor",
+        *("REROUTED", "PENDING", "RUNNING", "FAILED", "CANCELLED"),
+    ),
+    InvocationStatus.CONCURRENCY_CONTROLLED_FINAL: _row("It was not run, because others of its key ran.", "supervisor"),
+    InvocationStatus.SUCCESS: _row("It has its result.", "worker"),
+    InvocationStatus.FAILED: _row("It has its exception.", "worker"),
+    InvocationStatus.CANCELLED: _row("It was cancelled before it began.", "supervisor"),
+    InvocationStatus.KILLED: _row("It was cancelled while it ran, and its worker was ended.", "supervisor"),
 }
-"""For each status, the statuses that may follow it."""
+"""What each status means and what may follow it."""
+
+
+def check_change(invocation_id: str, before: InvocationStatus, after: InvocationStatus) -> None:
+    """Make sure that one status may follow another.
+
+    Raises:
+        InvocationStatusTransitionError: It may not.
+
+    >>> check_change("1-0-0", InvocationStatus.RUNNING, InvocationStatus.SUCCESS)
+    """
+    if after not in STATUSES[before].following:
+        allowed = ", ".join(sorted(STATUSES[before].following)) or "nothing: it is final"
+        raise InvocationStatusTransitionError(invocation_id, f"{after} cannot follow {before}; what can: {allowed}")

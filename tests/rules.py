@@ -92,3 +92,98 @@ def hold(at: str, gate: str) -> None:
 def expiring(log: str) -> str:
     append(log, "ran")
     return "in time"
+
+
+@app.task
+def fibonacci(n: int) -> int:
+    if n < 2:
+        return n
+    first, second = fibonacci(n - 1), fibonacci(n - 2)
+    return first.result + second.result
+
+
+@app.task
+def sum_of_squares(count: int) -> int:
+    return sum(square.parallelize([(x,) for x in range(count)]).results)
+
+
+@app.task
+def square(x: int) -> int:
+    return x * x
+
+
+@app.task
+def chain(depth: int) -> int:
+    return 0 if depth == 0 else 1 + chain(depth - 1).result
+
+
+@app.task
+def as_they_come(count: int) -> int:
+    return sum(one.result for one in square.parallelize([(x,) for x in range(count)]).as_completed())
+
+
+@app.task
+def wait_in_threads(count: int) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as threads:
+        return sum(threads.map(lambda x: square(x).result, range(count)))
+
+
+@app.task
+async def wait_in_event_loop(count: int) -> int:
+    import asyncio
+
+    async def one(x: int) -> int:
+        return await square(x)
+
+    return sum(await asyncio.gather(*map(one, range(count))))
+
+
+@app.task
+def give_up_waiting(at: str, gate: str, log: str) -> int:
+    held = hold(at, gate)
+    late = note(log, 1)
+    try:
+        held.get(timeout=0.05)
+    except TimeoutError:
+        Path(gate).touch()
+    return held.wait() + late.result
+
+
+@app.task(max_worker_losses=1)
+def poisoned_parent(log: str) -> None:
+    append(log, "parent")
+    poison(log).result  # noqa: B018
+
+
+@app.task(max_worker_losses=0)
+def poison(log: str) -> None:
+    append(log, "child")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def catch_failure() -> str:
+    try:
+        fail_for_good("/dev/null").result  # noqa: B018
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+@app.task
+def own_id_around(x: int) -> tuple[str, str, int]:
+    before = own_id_around.invocation.invocation_id
+    result = square(x).result
+    return before, own_id_around.invocation.invocation_id, result
+
+
+@app.task
+def chain_behind(at: str, gate: str) -> None:
+    hold(at, gate).result  # noqa: B018
+
+
+@app.task
+async def async_chain(depth: int) -> int:
+    return 0 if depth == 0 else 1 + await async_chain(depth - 1)

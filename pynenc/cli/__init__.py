@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pynenc.cli import run, runner, show
+    from pynenc.cli import render, run, runner, show
 
     parser = argparse.ArgumentParser(prog="pynenc", description="Tasks for a single machine.")
     parser.add_argument(
@@ -57,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("status", help="what the supervisor does, and how the calls of each task ended")
     command.set_defaults(command=show.status)
+    actions = command.add_subparsers(metavar="ACTION")
+    drawn = actions.add_parser("render", help="the statuses that an invocation can have, and what follows what")
+    drawn.add_argument("--format", choices=["text", "svg", "markdown"], default="text")
+    drawn.set_defaults(command=render.render)
 
     command = commands.add_parser("show_config", help="each value of the configuration and where it comes from")
     command.set_defaults(command=show.show_config)

@@ -33,6 +33,7 @@ class Connection:
 
     Attributes:
         client: The number that the supervisor gave this client.
+        on_read: Called after each read by whichever thread has read.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Connection:
         self._spin = Spin()
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
+        self.on_read: Callable[[], None] | None = None
         try:
             self.client, self.supervisor_pid = self._shake_hands(address.key)
         except BaseException:
@@ -97,6 +99,10 @@ class Connection:
             finally:
                 self._pass_turn()
         return True
+
+    def fileno(self) -> int:
+        """The descriptor to wait on."""
+        return self._socket.fileno()
 
     def read_nowait(self) -> None:
         """Take in what has come already, unless another thread is at it."""
@@ -155,6 +161,8 @@ class Connection:
             self._on_frame(kind, body)
         with self._turn:
             self._turn.notify_all()  # Other threads may wait for what this read brought.
+        if self.on_read is not None:
+            self.on_read()
 
     def _lose(self, why: str) -> RunnerError:
         if self.lost is None:

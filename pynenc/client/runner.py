@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
@@ -67,6 +67,7 @@ class ClusterRunner:
         self._app = weakref.ref(app)
         self._lock = threading.RLock()
         self._connection: Connection | None = None
+        self._is_workers_own = False
         self._reset()
         _runners.add(self)
 
@@ -124,7 +125,9 @@ class ClusterRunner:
 
     # Waiting.
 
-    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+    def wait_until(
+        self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
+    ) -> bool:
         """Send what is open, then read until something is so."""
         self._batcher.flush()
         if done():
@@ -133,7 +136,15 @@ class ClusterRunner:
             self._connect()
         connection = self._connection
         assert connection is not None
-        reached = connection.wait_until(done, timeout)
+        if context.nested_wait is None or not self._is_workers_own:
+            reached = connection.wait_until(done, timeout)
+        else:
+            unfinished = [submission for submission in awaited if submission.unfinished]
+            for submission in unfinished:
+                if submission.number not in self._held and not submission.callbacks:
+                    self._watch(submission)
+            numbers = [submission.number for submission in unfinished]
+            reached = context.nested_wait(connection, done, numbers, timeout)
         self._run_ready()
         return reached
 
@@ -238,11 +249,12 @@ class ClusterRunner:
         """An invocation of a batch that another client submitted, or this one on an earlier day.
 
         Args:
-            attempt: For the call that runs here, how many attempts there were before.
+            attempt: For the call that runs here, how many attempts there were before. Its batch is watched when somebody waits.
         """
         submission = self._held.get(batch) or Submission(self, batch, count)
         if attempt is not None:
             submission.running = (index, attempt)
+            return DistributedInvocation(task, submission, index)
         self._read_outcomes(submission)
         if submission.unfinished and batch not in self._held and not self._watch(submission):
             self._read_outcomes(submission)  # It may have ended because it was just done.
@@ -348,6 +360,9 @@ class ClusterRunner:
             if self._connection is not None and self._connection.lost is None:
                 return True
             app = self._the_app()
+            if context.worker_of is not None and context.worker_of.app_id == app.app_id:
+                self._connect()
+                return True
             found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
             if found is None:
                 return False
@@ -365,7 +380,8 @@ class ClusterRunner:
                 self._forget_lost_connection()
             app = self._the_app()
             inside = context.worker_of
-            if inside is not None and inside.app_id == app.app_id:
+            self._is_workers_own = inside is not None and inside.app_id == app.app_id
+            if inside is not None and self._is_workers_own:
                 address = launch.Address(inside.address, inside.key)
                 connected = launch.connect(address)
                 if connected is None:
@@ -470,7 +486,7 @@ class ClusterRunner:
     def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
         """Wait until callbacks can be called, and call them."""
         try:
-            self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting))
+            self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting), None, waiting)
         except RunnerError as error:
             for submission in waiting:
                 submission.runner = LostRunner(self, error)
@@ -504,7 +520,9 @@ class LostRunner:
         self._runner = runner
         self._error = error or SupervisorLostError("the supervisor is gone")
 
-    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+    def wait_until(
+        self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
+    ) -> bool:
         """Whether it is so already.
 
         Raises:

@@ -70,5 +70,5 @@ def stream(
 
 def _wait_any(runner: ClusterRunner, under_way: deque[Submission]) -> None:
     """Bring a batch to the front that is finished."""
-    runner.wait_until(lambda: any(not one.unfinished for one in under_way))
+    runner.wait_until(lambda: any(not one.unfinished for one in under_way), None, list(under_way))
     under_way.rotate(-next(i for i, one in enumerate(under_way) if not one.unfinished))

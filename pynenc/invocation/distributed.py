@@ -86,7 +86,7 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         return None if parent is None else self.app.get_invocation(parent)
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._runner.wait_until(lambda: self._submission.has_outcome(self._index), timeout)
+        return self._runner.wait_until(lambda: self._submission.has_outcome(self._index), timeout, [self._submission])
 
     @property
     def exception(self) -> BaseException | None:
@@ -181,7 +181,7 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
             fresh.extend(_unseen_outcomes(left, seen))
             return bool(fresh)
 
-        self._runner.wait_until(something_came)
+        self._runner.wait_until(something_came, None, left)
         return fresh
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -194,7 +194,7 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
                 current = next(pending, None)
             return current is None
 
-        return self._runner.wait_until(all_done, timeout)
+        return self._runner.wait_until(all_done, timeout, self._submissions)
 
     def cancel(self, force: bool = False) -> None:
         self._runner.cancel([(one, 0, one.count) for one in self._submissions if one.unfinished], force)
@@ -238,7 +238,7 @@ def wait_stretches(runner: RemoteRunner, submission: Submission) -> Iterator[lis
 def _wait_stretch(runner: RemoteRunner, submission: Submission, index: int) -> Results | None:
     """The results that begin with a call; None when it failed."""
     if submission.unfinished:
-        runner.wait_until(lambda: index in submission.stretches or index in submission.failures)
+        runner.wait_until(lambda: index in submission.stretches or index in submission.failures, None, [submission])
     return submission.stretches.get(index)
 
 

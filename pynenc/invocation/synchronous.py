@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pynenc import execution
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
-from pynenc.status import InvocationStatus
+from pynenc.status import InvocationStatus, check_change
 from pynenc.types import Params, Result
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         self._id = f"sync-{os.urandom(8).hex()}"
         self._retries = 0
         self._history: list[StatusChange] = []
+        self._status = InvocationStatus.REGISTERED
         self._become(InvocationStatus.REGISTERED)
         self._value: Any = None
         self._error: BaseException | None = None
@@ -58,6 +59,8 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         self._become(InvocationStatus.FAILED, error)
 
     def _become(self, status: InvocationStatus, error: BaseException | None = None) -> None:
+        if self._history:
+            check_change(self._id, self._status, status)
         self._status = status
         traceback = execution.describe(error).traceback if error is not None else ""
         self._history.append(StatusChange(status, time.time(), 0, traceback))

@@ -89,6 +89,11 @@ class Kind(IntEnum):
     EXITED = 21
     OUTPUT = 22
     CANCEL = 23
+    PAUSE = 24
+    PAUSED = 25
+    RESUME = 26
+    RESUMED = 27
+    WAITS = 28
 
 
 class Ending(IntEnum):
@@ -261,6 +266,28 @@ class Lease(NamedTuple):
     def from_body(cls, body: bytes) -> Lease:
         _check(body, _LEASE)
         return cls._make((*_LEASE.unpack_from(body), body[_LEASE.size :]))
+
+
+class Pause(NamedTuple):
+    """A worker's call, at this position, waits for others: for calls of these batches.
+
+    `end` is the position behind the last call of its lease as the worker has it.
+    """
+
+    position: int
+    end: int
+    awaited: tuple[int, ...]
+
+    def to_frame(self) -> bytes:
+        return frame(Kind.PAUSE, Struct(f"<{2 + len(self.awaited)}Q").pack(self.position, self.end, *self.awaited))
+
+    @classmethod
+    def from_body(cls, body: bytes) -> Pause:
+        count, rest = divmod(len(body), _U64.size)
+        if rest or count < 2:
+            raise ProtocolError(f"a pause of {len(body)} bytes does not fit together")
+        position, end, *awaited = Struct(f"<{count}Q").unpack(body)
+        return cls(position, end, tuple(awaited))
 
 
 def number_frame(kind: Kind, number: int) -> bytes:

@@ -11,6 +11,8 @@ from bisect import insort
 from collections import deque
 from typing import NamedTuple
 
+from pynenc.protocol.messages import MAX_BATCH_CALLS
+
 
 class Range(NamedTuple):
     """The calls `[first, stop)` of one batch; `attempt` counts how often they were tried before."""
@@ -128,6 +130,19 @@ class Broker:
             self._drop_empty(priority, level)
         self.ready -= sum(one.stop - one.first for one in removed)
         return removed
+
+    def take_of(self, batch: int, source: int, priority: int, count: int) -> Range | None:
+        """Take up to `count` calls of one batch, out of turn; None when none of them is queued."""
+        found = self.remove(batch, source, priority, 0, MAX_BATCH_CALLS)
+        if not found:
+            return None
+        taken, *rest = found
+        if taken.stop - taken.first > count:
+            rest.insert(0, taken.part(taken.first + count, taken.stop))
+            taken = taken.part(taken.first, taken.first + count)
+        for one in reversed(rest):
+            self.put_back(one)
+        return taken
 
     def ranges(self) -> list[Range]:
         """All that is queued."""

@@ -108,6 +108,32 @@ class WorkerLost(NamedTuple):
     position: int
 
 
+class WorkerPaused(NamedTuple):
+    """A worker's call waits for calls of the `awaited` batches; nothing behind its position was begun.
+
+    `end` is the position behind the last call of its lease.
+    """
+
+    worker: int
+    position: int
+    end: int
+    awaited: tuple[int, ...]
+
+
+class WorkerResumed(NamedTuple):
+    """The call that waited goes on. The last call that the worker ran meanwhile had this position."""
+
+    worker: int
+    position: int
+
+
+class ThreadsWait(NamedTuple):
+    """So many threads of a worker's call, beside its main one, wait for other calls."""
+
+    worker: int
+    count: int  # type: ignore[assignment]
+
+
 class CutSettled(NamedTuple):
     """A cut is visible to its worker by now, and this is the position it had reached."""
 
@@ -139,6 +165,9 @@ Event: TypeAlias = (
     | TimesChecked
     | WorkerJoined
     | WorkerLost
+    | WorkerPaused
+    | WorkerResumed
+    | ThreadsWait
     | CutSettled
     | CutReached
     | Looked
@@ -168,6 +197,30 @@ class CutWorker(NamedTuple):
 
 class UncutWorker(NamedTuple):
     """Take a worker's cut away: it was reached."""
+
+    worker: int
+
+
+class PauseWorker(NamedTuple):
+    """Have these positions left out, or none, and tell the worker that what follows is what it waits for."""
+
+    worker: int
+    cut: tuple[int, int] | None
+
+
+class ResumeWorker(NamedTuple):
+    """Tell the worker that what follows is not for its pause any more; `uncut`: there is nothing that it must leave out."""
+
+    worker: int
+    uncut: bool
+
+
+class AddWorker(NamedTuple):
+    """Start a spare worker: one waits, and there is other work."""
+
+
+class RetireWorker(NamedTuple):
+    """End a worker that has nothing to do and is one too many."""
 
     worker: int
 
@@ -247,6 +300,10 @@ Effect: TypeAlias = (
     LeaseCalls
     | CutWorker
     | UncutWorker
+    | PauseWorker
+    | ResumeWorker
+    | AddWorker
+    | RetireWorker
     | LookAgain
     | KeepOutcome
     | KeepAttempt

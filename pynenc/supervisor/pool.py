@@ -69,6 +69,8 @@ class Pool:
     """The fork server and the workers.
 
     Args:
+        size: How many workers there are from the start.
+        spares: How many more there may be.
         fork_server: The process that forks workers.
         persistent: Whether the supervisor stays when its clients have left.
         on_started: Told of each worker that can be sent leases.
@@ -79,6 +81,7 @@ class Pool:
     def __init__(
         self,
         size: int,
+        spares: int,
         fork_server: ForkServerProcess,
         persistent: bool,
         on_started: Callable[[Worker], None],
@@ -86,6 +89,7 @@ class Pool:
         on_hopeless: Callable[[str], None],
     ) -> None:
         self.size = min(size, MAX_SLOTS)
+        self.spares = min(spares, MAX_SLOTS - self.size)
         self.persistent = persistent
         self.workers: dict[int, Worker] = {}
         self.lost: dict[int, Worker] = {}
@@ -97,7 +101,8 @@ class Pool:
         self._last_number = 0
         self._early_deaths = 0
         self._ending = False
-        self._free_slots = list(range(self.size))
+        self._free_slots = list(range(MAX_SLOTS))
+        self._retired: dict[int, Worker] = {}
         self._server: Peer
 
     def begin(self, loop: Loop) -> None:
@@ -113,9 +118,19 @@ class Pool:
         for worker in self.workers.values():
             worker.peer.connection.close()
         self._fork_server.end()
-        for worker in self.workers.values():
+        for worker in [*self.workers.values(), *self._retired.values()]:
             worker.slot.release()
         self._fork_server.close()
+
+    def add(self) -> None:
+        """Start a spare worker."""
+        self._spawn()
+
+    def retire(self, number: int) -> None:
+        """Let a worker end that holds nothing, and start none in its place."""
+        worker = self.workers.pop(number)
+        self._retired[number] = worker
+        self.loop.end(worker.peer, "it is not needed any more")
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""
@@ -145,8 +160,11 @@ class Pool:
     def _server_frames(self, peer: Peer, frames: Frames) -> None:
         for kind, body in frames:
             fields = json_from(body)
-            worker = self.workers.get(fields["worker"])
+            number = fields["worker"]
+            worker = self.workers.get(number)
             if worker is None:
+                if kind == Kind.EXITED and (retired := self._retired.pop(number, None)) is not None:
+                    self._free_slot(retired)
                 continue
             if kind == Kind.SPAWNED:
                 worker.pid = fields["pid"]
@@ -168,8 +186,7 @@ class Pool:
         self._early_deaths = 0 if position else self._early_deaths + 1
         del self.workers[worker.number]
         self.loop.end(worker.peer, death)
-        worker.slot.release()
-        self._free_slots.append(worker.slot_number)
+        self._free_slot(worker)
         self.lost[worker.number] = worker
         if len(self.lost) > KEEP_LOST:
             del self.lost[next(iter(self.lost))]
@@ -181,11 +198,18 @@ class Pool:
         elif not self._ending:
             self._spawn()
 
+    def _free_slot(self, worker: Worker) -> None:
+        worker.slot.release()
+        self._free_slots.append(worker.slot_number)
+
     def _server_lost(self, peer: Peer, why: str) -> None:
         """The fork server was killed, and its workers die with it: begin anew."""
         if self._ending:
             return
         lost = list(self.workers.values())
+        for retired in self._retired.values():
+            self._free_slot(retired)
+        self._retired.clear()
         self._fork_server.start_again()
         self._join_server()
         for worker in lost:

@@ -53,6 +53,7 @@ class Supervisor:
         self._listener = _listen(settings["address"])
         self.pool = Pool(
             settings["num_workers"],
+            settings["spare_workers"],
             fork_server,
             settings["persistent"],
             on_started=lambda worker: self.turn.worker_started(worker),
@@ -61,7 +62,7 @@ class Supervisor:
         )
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
-        orchestrator = Orchestrator(settings["lease_s"])
+        orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares)
         self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
         self.loop = Loop(self._on_turn)
         self.turn.loop = self.loop

@@ -22,6 +22,7 @@ from pynenc.protocol.messages import (
     Failure,
     Kind,
     Lease,
+    Pause,
     Results,
     format_invocation_id,
     invocation_number,
@@ -33,6 +34,7 @@ from pynenc.protocol.messages import (
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.events import (
+    AddWorker,
     BatchArrived,
     BatchFinished,
     CallFailed,
@@ -53,14 +55,20 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    PauseWorker,
+    ResumeWorker,
+    RetireWorker,
     RetryDue,
     TaskDeclared,
     TaskOptions,
+    ThreadsWait,
     TimesChecked,
     UncutWorker,
     WatchTimes,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
@@ -305,6 +313,12 @@ class Turn:
                 self._events.append((failed, failure))
             elif kind == Kind.CUT:
                 self._events.append((CutReached(number, number_from(body)), None))
+            elif kind == Kind.PAUSE:
+                self._events.append((WorkerPaused(number, *Pause.from_body(body)), None))
+            elif kind == Kind.RESUME:
+                self._events.append((WorkerResumed(number, number_from(body)), None))
+            elif kind == Kind.WAITS:
+                self._events.append((ThreadsWait(number, number_from(body)), None))
             else:
                 raise ProtocolError(f"a worker sent a frame of kind {kind}")
 
@@ -342,6 +356,22 @@ class Turn:
                 self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker, effect.serial))
             case UncutWorker():
                 self._pool.workers[effect.worker].slot.uncut()
+            case PauseWorker():
+                worker = self._pool.workers[effect.worker]
+                if effect.cut is None:
+                    worker.slot.uncut()
+                else:
+                    worker.slot.cut(*effect.cut)
+                worker.peer.send(frame(Kind.PAUSED))
+            case ResumeWorker():
+                worker = self._pool.workers[effect.worker]
+                if effect.uncut:
+                    worker.slot.uncut()
+                worker.peer.send(frame(Kind.RESUMED))
+            case AddWorker():
+                self._pool.add()
+            case RetireWorker():
+                self._pool.retire(effect.worker)
             case LookAgain():
                 self.loop.call_in(effect.seconds, self._looked)
             case _:
@@ -533,6 +563,9 @@ class Turn:
 
     def _status_of(self, batch: int, index: int) -> str:
         for number, leases in self._orchestrator.workers.items():
+            for leased, _ in leases.paused:
+                if leased.calls.batch == batch and leased.calls.first == index:
+                    return "PAUSED"
             for leased in leases.outstanding:
                 if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
                     position = leased.position + index - leased.calls.first
@@ -543,12 +576,13 @@ class Turn:
         return "RETRY" if index in unfinished.waiting else "REGISTERED"
 
     def _counts_of(self, batches: set[int]) -> dict[str, int]:
-        pending = running = 0
+        pending = running = paused = 0
         for number, leases in self._orchestrator.workers.items():
             position = self._pool.workers[number].slot.position
+            paused += sum(leased.calls.batch in batches for leased, _ in leases.paused)
             for leased in leases.outstanding:
                 if leased.calls.batch in batches:
                     begun = min(max(position + 1, leased.position), leased.end)
                     running += begun - leased.position
                     pending += leased.end - begun
-        return {"PENDING": pending, "RUNNING": running}
+        return {"PENDING": pending, "RUNNING": running, "PAUSED": paused}

@@ -114,6 +114,16 @@ class Shipper:
                 self._send(message)
             self.due = time.monotonic() + SHIP_S
 
+    def suspend(self) -> tuple[Any, ...]:
+        """What `resume` takes when the call that waits now goes on. Everything before it is shipped."""
+        return self._batch, self._first, self._attempt, self._retriable, self._started
+
+    def resume(self, suspended: tuple[Any, ...]) -> None:
+        """Go on with the call that waited."""
+        with self._lock:
+            self._close_stretch()
+            self._batch, self._first, self._attempt, self._retriable, self._started = suspended
+
     def watch(self) -> None:
         """From now on a call may keep earlier results waiting: have the helper thread look after them."""
         if self._thread is None:
@@ -176,6 +186,10 @@ class RunningLease:
     def index(self) -> int:
         """The index in its batch of the call that runs now."""
         return self.lease.first + self.slot.numbers[POSITION] - self.lease.position
+
+    def end(self) -> int:
+        """The position behind the last call."""
+        return self.lease.position + self.lease.stop - self.lease.first
 
     def task_id(self) -> str:
         return str(self.task.task_id)

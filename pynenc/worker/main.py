@@ -23,6 +23,7 @@ from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
 from pynenc.task import Task, registered
 from pynenc.worker import lease as leases
+from pynenc.worker.nesting import Nesting
 
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
@@ -92,9 +93,9 @@ class Worker:
     """Runs leases in the order in which they come."""
 
     def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
-        self._connection = connection
-        self._slot = slot
-        self._spin = Spin()
+        self.connection = connection
+        self.slot = slot
+        self.spin = Spin()
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._reader = FrameReader()
@@ -103,43 +104,72 @@ class Worker:
         self._leases: deque[Lease | Output] = deque()
         self._tasks: dict[int, DeclaredTask] = {}
         self._dropped_to = 0
-        self._shipper = leases.Shipper(self._send, number)
+        self._switched: Kind | None = None
+        self.shipper = leases.Shipper(self.send, number)
+        context.nested_wait = Nesting(self).wait
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
         while self._receive():
-            while self._leases:
-                following = self._leases.popleft()
-                if isinstance(following, Output):
-                    following.use()
-                else:
-                    self._run_one(following)
+            while self._take_one():
                 if not self._leases and self._more_has_come() and not self._receive():
                     return
-            self._shipper.ship()
-            self._shipper.unwatch()
+            self.shipper.ship()
+            self.shipper.unwatch()
+
+    def _take_one(self) -> bool:
+        if not self._leases:
+            return False
+        following = self._leases.popleft()
+        if isinstance(following, Output):
+            following.use()
+        else:
+            self._run_one(following)
+        return True
+
+    # For a call that waits; see `nesting`.
+
+    def run_next(self) -> bool:
+        """Run what was leased next, if anything was, and ship what came out when that was all."""
+        if not self._take_one():
+            return False
+        if not self._leases:
+            self.shipper.ship()
+        return True
+
+    def switch(self, message: bytes, answer: Kind) -> None:
+        """Tell the supervisor that a call waits or goes on. What was leased before its answer is not to be run."""
+        self.send(message)
+        self._switched = None
+        while self._switched != answer:
+            self.receive_or_end()
+
+    def receive_or_end(self) -> None:
+        """Read what the supervisor sends; when it has gone, so is this process, in the middle of a call."""
+        if not self._receive():
+            os._exit(1)
 
     def _run_one(self, lease: Lease) -> None:
         if self._leases or lease.stop - lease.first > 1:
-            self._shipper.watch()
+            self.shipper.watch()
         declared = self._tasks[lease.task]
         try:
             if declared.task is None:
                 declared.load()
         except BaseException as error:  # importing runs user code
-            leases.fail(lease, error, self._slot, self._shipper)
+            leases.fail(lease, error, self.slot, self.shipper)
             return
-        dropped_to = leases.run(lease, declared.task, declared.func, self._slot, self._shipper)
+        dropped_to = leases.run(lease, declared.task, declared.func, self.slot, self.shipper)
         if dropped_to is not None:
             self._dropped_to = dropped_to
             self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
-        if not self._spin.look(lambda: self._poll.poll(0)):
+        if not self.spin.look(lambda: self._poll.poll(0)):
             self._poll.poll()
         try:
-            count, attached, _, _ = self._connection.recvmsg_into([self._buffer], ATTACHED_BYTES)
+            count, attached, _, _ = self.connection.recvmsg_into([self._buffer], ATTACHED_BYTES)
         except ConnectionError:
             return False
         for _, _, descriptors in attached:
@@ -152,15 +182,18 @@ class Worker:
             elif kind == Kind.TASK:
                 fields = json_from(body)
                 self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+            elif kind in (Kind.PAUSED, Kind.RESUMED):
+                self._switched = Kind(kind)
+                self._leases = deque(one for one in self._leases if isinstance(one, Output))
             elif kind == Kind.OUTPUT:
                 carried = number_from(body)
                 self._leases.append(Output(self._files[:carried]))
                 del self._files[:carried]
         return count > 0
 
-    def _send(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         flush_output()  # What a call printed is seen before its result.
-        self._connection.sendall(message)
+        self.connection.sendall(message)
 
     def _more_has_come(self) -> bool:
         return bool(self._poll.poll(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.supervisor.events import (
+    AddWorker,
     BatchArrived,
     BatchFinished,
     CallFailed,
@@ -29,25 +31,41 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    PauseWorker,
+    ResumeWorker,
+    RetireWorker,
     RetryDue,
     TaskDeclared,
     TaskOptions,
+    ThreadsWait,
     TimesChecked,
     UncutWorker,
     WatchTimes,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 from pynenc.supervisor.orchestrator import Orchestrator
 
 NO_CUT = 1 << 60
 
 
+class Held(NamedTuple):
+    """A call in a worker's hands; `end` is the position behind the last one of its lease."""
+
+    position: int
+    batch: int
+    index: int  # type: ignore[assignment]
+    end: int
+
+
 class ModelWorker:
     """What a worker process does, a call at a time; its slot, and what it has not shipped."""
 
     def __init__(self) -> None:
-        self.queue: deque[tuple[int, int, int]] = deque()  # position, batch, index
+        self.queue: deque[Held] = deque()
+        self.waiting: list[tuple[Held, list[Held], int]] = []  # the call, the rest of its lease, what it waits for
         self.position = 0
         self.cut = (NO_CUT, NO_CUT)
         self.dropped_to = 0
@@ -56,11 +74,11 @@ class ModelWorker:
         self.unsettled: list[int] = []  # serials of cuts
 
     def run_one(self, fails: bool) -> tuple[int, int] | None:
-        position, batch, index = self.queue.popleft()
+        position, batch, index, _ = self.queue.popleft()
         self.position = position
         if self.cut[0] <= position < self.cut[1]:
             self.reached, self.dropped_to = position, self.cut[1]
-            self.queue = deque(one for one in self.queue if one[0] >= self.dropped_to)
+            self.queue = deque(one for one in self.queue if one.position >= self.dropped_to)
             return None
         self.unshipped.append((batch, index, fails))
         return batch, index
@@ -85,6 +103,8 @@ class Cluster(RuleBasedStateMachine):
         self.later: list[RetryDue | CallsWithdrawn] = []
         self.retries: dict[tuple[int, int], int] = {}
 
+        self.joining = 0
+
     @initialize(
         count=st.integers(1, 3),
         reruns=st.booleans(),
@@ -98,6 +118,7 @@ class Cluster(RuleBasedStateMachine):
         self, count: int, reruns: bool, most: int, retries: int, delay: float, timeout: float, expires: float
     ) -> None:
         self.reruns, self.most, self.most_retries = reruns, most, retries
+        self.orchestrator = Orchestrator(0.02, count, spares=1)
         options = TaskOptions(
             most,
             reruns,
@@ -120,6 +141,9 @@ class Cluster(RuleBasedStateMachine):
     def tell(self, event, outcome=None) -> None:  # type: ignore[no-untyped-def]
         for effect in [*self.orchestrator.handle(event), *self.orchestrator.lease_ready_calls()]:
             self.apply(effect, outcome)
+        while self.joining:
+            self.joining -= 1
+            self.join()
 
     def apply(self, effect: Effect, outcome: tuple[int, int, int, str] | None) -> None:
         match effect:
@@ -129,7 +153,8 @@ class Cluster(RuleBasedStateMachine):
                 for offset in range(effect.stop - effect.first):
                     call = (effect.batch, effect.first + offset)
                     assert call not in self.outcomes, "a call with an outcome was leased"
-                    worker.queue.append((effect.position + offset, *call))
+                    end = effect.position + effect.stop - effect.first
+                    worker.queue.append(Held(effect.position + offset, *call, end))
             case KeepOutcome():
                 assert outcome is not None
                 batch, first, stop, kind = outcome
@@ -169,6 +194,24 @@ class Cluster(RuleBasedStateMachine):
                 self.workers[effect.worker].cut = (NO_CUT, NO_CUT)
             case LookAgain():
                 self.looking = True
+            case PauseWorker():
+                worker = self.workers[effect.worker]
+                worker.cut = effect.cut or (NO_CUT, NO_CUT)
+                worker.queue.clear()
+            case ResumeWorker():
+                worker = self.workers[effect.worker]
+                if effect.uncut:
+                    worker.cut = (NO_CUT, NO_CUT)
+                call, rest, _ = worker.waiting.pop()
+                worker.queue = deque(rest)
+                worker.position = call.position
+                worker.unshipped.append((call.batch, call.index, False))
+            case AddWorker():
+                self.joining += 1
+            case RetireWorker():
+                worker = self.workers.pop(effect.worker)
+                assert not worker.queue
+                assert not worker.waiting
 
     def count_retry(self, call: tuple[int, int]) -> None:
         self.retries[call] = self.retries.get(call, 0) + 1
@@ -225,6 +268,39 @@ class Cluster(RuleBasedStateMachine):
             assert call not in self.outcomes, "a call ran that had ended"
             self.runs[call] = self.runs.get(call, 0) + 1
 
+    @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
+    @rule(data=st.data(), children=st.integers(1, 5))
+    def wait_for_children(self, data: st.DataObject, children: int) -> None:
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))
+        worker = self.workers[number]
+        call = worker.queue[0]
+        if worker.cut[0] <= call.position < worker.cut[1]:
+            return
+        worker.queue.popleft()
+        worker.position = call.position
+        assert (call.batch, call.index) not in self.outcomes, "a call ran that had ended"
+        self.runs[call[1:3]] = self.runs.get(call[1:3], 0) + 1
+        rest = [one for one in worker.queue if one.end == call.end]
+        self.ship_all(number, 0.001, NOT_RETRIABLE)
+        self.submit(children, 3, 1)
+        child = len(self.sizes)
+        worker.waiting.append((call, rest, child))
+        self.tell(WorkerPaused(number, call.position, call.end, (child,)))
+
+    @precondition(lambda self: any(worker.waiting for worker in self.workers.values()))
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.waiting]))
+        self.ship_all(number, 0.001, NOT_RETRIABLE)
+        self.tell(WorkerResumed(number, self.workers[number].position))
+
+    @precondition(lambda self: bool(self.workers))
+    @rule(data=st.data(), count=st.integers(0, 2))
+    def threads_wait(self, data: st.DataObject, count: int) -> None:
+        busy = [number for number, worker in self.orchestrator.workers.items() if worker.outstanding]
+        if busy:
+            self.tell(ThreadsWait(data.draw(st.sampled_from(busy)), count))
+
     @precondition(lambda self: any(w.unshipped or w.reached is not None for w in self.workers.values()))
     @rule(
         data=st.data(),
@@ -235,6 +311,9 @@ class Cluster(RuleBasedStateMachine):
         number = data.draw(
             st.sampled_from([n for n, w in self.workers.items() if w.unshipped or w.reached is not None])
         )
+        self.ship_all(number, call_s, retry_s)
+
+    def ship_all(self, number: int, call_s: float, retry_s: float) -> None:
         worker = self.workers[number]
         shipped, worker.unshipped = worker.unshipped, []
         reached, worker.reached = worker.reached, None
@@ -287,7 +366,7 @@ class Cluster(RuleBasedStateMachine):
         held = [
             (leased.calls.batch, index)
             for worker in self.orchestrator.workers.values()
-            for leased in worker.outstanding
+            for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]
             for index in range(leased.calls.first, leased.calls.stop)
         ]
         queued = [
@@ -302,10 +381,14 @@ class Cluster(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Let everything run to its end: no call may be left, and nobody may wait for ever."""
+        for number in list(self.workers):
+            self.tell(ThreadsWait(number, 0))
         for _ in range(10_000):
             if len(self.outcomes) == sum(self.sizes.values()):
                 break
             for number, worker in list(self.workers.items()):
+                if number not in self.workers:
+                    continue  # It was retired.
                 while worker.unsettled:
                     self.tell(CutSettled(number, worker.position, worker.unsettled.pop(0)))
                 if number in self.dying:
@@ -314,6 +397,8 @@ class Cluster(RuleBasedStateMachine):
                     continue
                 if worker.queue:
                     worker.run_one(False)
+                elif worker.waiting and worker.waiting[-1][2] in self.finished:
+                    self.tell(WorkerResumed(number, worker.position))
                 for batch, index, failed in worker.unshipped:
                     kind = "failed" if failed else "succeeded"
                     event = (
@@ -343,4 +428,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

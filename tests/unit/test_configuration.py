@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pynenc import ConfigError, Pynenc
+from pynenc.cli import render
 from pynenc.conf.config_pynenc import ConfigPynenc
 from pynenc.conf.config_state_backend import ConfigStateBackend, Durability
 from pynenc.conf.config_task import (
@@ -209,3 +210,7 @@ def test_the_state_directory_is_beside_the_project(monkeypatch: pytest.MonkeyPat
 
 def test_the_reference_is_up_to_date() -> None:
     assert (PROJECT / "docs" / "configuration.md").read_text() == reference()
+
+
+def test_the_page_of_statuses_is_up_to_date() -> None:
+    assert (PROJECT / "docs" / "statuses.md").read_text() == f"{render.markdown()}\n"

@@ -46,10 +46,26 @@ class WorkerLeases:
         serial: Which cut it is, counted from the worker's start.
         settled: Whether the worker is known to have seen the cut.
         wanted: Where to cut as soon as the cut has settled, when that is earlier.
+        paused: The calls that wait for others, the innermost last, each with whether calls behind it in its lease were cut.
+        awaited: The batches that each of them waits for.
+        threads: How many other threads of the call that runs wait.
         doomed: The position of the call because of which the worker is to be ended, and why.
     """
 
-    __slots__ = ("cut", "doomed", "load_s", "next_position", "outstanding", "reached", "serial", "settled", "wanted")
+    __slots__ = (
+        "awaited",
+        "cut",
+        "doomed",
+        "load_s",
+        "next_position",
+        "outstanding",
+        "paused",
+        "reached",
+        "serial",
+        "settled",
+        "threads",
+        "wanted",
+    )
 
     def __init__(self) -> None:
         self.outstanding: deque[Leased] = deque()
@@ -57,6 +73,9 @@ class WorkerLeases:
         self.reached = 1
         self.load_s = 0.0
         self.cut: tuple[int, int] | None = None
+        self.paused: list[tuple[Leased, bool]] = []
+        self.awaited: list[tuple[int, ...]] = []
+        self.threads = 0
         self.serial = 0
         self.settled = False
         self.wanted: int | None = None
@@ -119,6 +138,54 @@ class WorkerLeases:
         self.settled = False
         self.wanted = None
         return True
+
+    def pause(self, behind: bool, awaited: tuple[int, ...]) -> None:
+        """Set the one call in hand aside, which waits.
+
+        One cut serves all calls that wait in this worker: it begins behind the outermost that needs it and ends before
+        what is leased from now on.
+
+        Args:
+            behind: Whether the worker holds calls behind it in the same lease, to which it will come.
+            awaited: The batches that it waits for.
+        """
+        waiting = self.outstanding.pop()
+        if behind:
+            start = self.cut[0] if self.cut is not None and self.paused else waiting.end
+            self.cut = (start, self.next_position)
+        elif not self.paused:
+            self.cut = None  # The worker drops what it held, so it will not come to it.
+        self.serial += 1
+        self.settled = True
+        self.wanted = None
+        self.paused.append((waiting, behind))
+        self.awaited.append(awaited)
+        self.load_s = 0.0
+
+    def resume(self) -> bool:
+        """Take the innermost call that waited into hand again; False when nothing needs the cut any more."""
+        waiting, behind = self.paused.pop()
+        self.awaited.pop()
+        self.outstanding.append(waiting)
+        self.load_s = waiting.call_s
+        return behind or bool(self.paused)
+
+    def take_all(self) -> list[Leased]:
+        """Take everything out of the hands of a worker that is gone, the last first."""
+        taken = self.take_since(0)
+        taken += [waiting for waiting, _ in reversed(self.paused)]
+        self.paused.clear()
+        return taken
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it could run something but holds nothing."""
+        return not self.outstanding and not self.paused
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it only waits for calls that others run, so that its processor is free."""
+        return bool(self.paused and not self.outstanding) or self.threads > 0
 
     def cut_again(self) -> None:
         """Have the same cut looked at once more."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
+from pynenc.protocol.messages import DEFAULT_DELAY, MAX_BATCH_CALLS, NOT_RETRIABLE
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
+    AddWorker,
     BatchArrived,
     BatchFinished,
     CallFailed,
@@ -27,13 +28,19 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    PauseWorker,
+    ResumeWorker,
+    RetireWorker,
     RetryDue,
     TaskDeclared,
+    ThreadsWait,
     TimesChecked,
     UncutWorker,
     WatchTimes,
     WorkerJoined,
     WorkerLost,
+    WorkerPaused,
+    WorkerResumed,
 )
 from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
@@ -43,6 +50,12 @@ LOOK_AGAIN_S = 0.002
 
 SHORT_S = 0.002
 """Work shorter than this is not worth dividing between workers."""
+
+MAX_WORKERS = 512
+"""How many workers there are at most when nothing but one more of them can go on."""
+
+AWAITED = 1 << 20
+"""Above every priority that a task can have."""
 
 TIMES_S = 0.05
 """How often the running times of calls with a time limit are looked at, at the least."""
@@ -55,12 +68,17 @@ class Orchestrator:
     """Decides what runs where, and that each call gets exactly one outcome.
 
     Args:
+        size: How many workers are to run calls at once.
+        spares: How many more there may be while some of them only wait.
         lease_s: Seconds of work that a worker may have in hand. Enough that it never waits for the next call,
             and so little that it can be given back.
     """
 
-    def __init__(self, lease_s: float) -> None:
+    def __init__(self, lease_s: float, size: int = 1, spares: int = 0) -> None:
         self.lease_s = lease_s
+        self._size = size
+        self._spares = spares
+        self._joining = 0
         self.broker = Broker()
         self.tasks: dict[int, TaskRules] = {}
         self.batches: dict[int, UnfinishedBatch] = {}
@@ -82,6 +100,15 @@ class Orchestrator:
                 return []
             case WorkerJoined():
                 self.workers[event.worker] = WorkerLeases()
+                self._joining = max(0, self._joining - 1)
+                return []
+            case WorkerPaused():
+                return self.worker_paused(event)
+            case WorkerResumed():
+                return self.worker_resumed(event)
+            case ThreadsWait():
+                if event.worker in self.workers:
+                    self.workers[event.worker].threads = event.count
                 return []
             case WorkerLost():
                 return self.worker_lost(event)
@@ -104,6 +131,8 @@ class Orchestrator:
         """Hand ready calls to workers that have room, the least loaded first. Once per turn, after its events."""
         effects: list[Effect] = []
         broker = self.broker
+        if self._any_waits() or len(self.workers) > self._size:
+            effects += self._lease_awaited_calls() + self._fit_workers()
         while broker.ready:
             number, worker = self._worker_with_room()
             if worker is None:
@@ -114,7 +143,7 @@ class Orchestrator:
             effects.append(LeaseCalls(number, position, *calls[:2], calls.first, calls.stop, calls.attempt))
             if task.options.timeout_s and not self._watching_times:
                 effects.append(self._watch_times())
-        if not self._looking and self._someone_idles_beside_a_queue():
+        if not self._looking and (self._someone_idles_beside_a_queue() or self._waiting_threads_hold_calls()):
             self._looking = True
             effects.append(LookAgain(LOOK_AGAIN_S))
         return effects
@@ -123,8 +152,8 @@ class Orchestrator:
         """Queue a new batch; one that is known already was sent again and is left out."""
         if event.batch in self.batches:
             return []
-        self.batches[event.batch] = UnfinishedBatch(event.task, event.source, event.count)
         options = self.tasks[event.task].options
+        self.batches[event.batch] = UnfinishedBatch(event.task, event.source, event.count, options.priority)
         self.broker.put(Range(event.batch, event.task, event.source, 0, event.count, 0, options.priority))
         if options.expires_s:
             late = CallsWithdrawn(event.batch, 0, event.count, Ended.EXPIRED, False, {})
@@ -143,7 +172,7 @@ class Orchestrator:
 
     def _uncut_behind_last(self, number: int, worker: WorkerLeases) -> list[Effect]:
         effects: list[Effect] = []
-        if worker.cut is not None and worker.reached == worker.cut[1]:
+        if worker.cut is not None and worker.reached == worker.cut[1] and not worker.paused:
             # It had begun its last call before the cut was made, so it never comes to it.
             worker.uncut()
             effects.append(UncutWorker(number))
@@ -187,9 +216,8 @@ class Orchestrator:
         if batch is None:
             return []
         effects: list[Effect] = []
-        priority = self.tasks[batch.task].options.priority
         expired = event.why is Ended.EXPIRED
-        for ready in self.broker.remove(event.batch, batch.source, priority, event.first, event.stop):
+        for ready in self.broker.remove(event.batch, batch.source, batch.priority, event.first, event.stop):
             if expired and ready.attempt:
                 self.broker.put(ready)  # It had begun in time, and is tried again.
             else:
@@ -218,6 +246,10 @@ class Orchestrator:
                 elif at == position and event.force:
                     worker.doomed = (position, Ended.KILLED)
                     doomed = True
+        for leased, _ in worker.paused:
+            if event.force and leased.calls.batch == event.batch and event.first <= leased.calls.first < event.stop:
+                worker.doomed = (leased.position, Ended.KILLED)
+                doomed = True
         return self._cut(number, worker, position + 1) if begun or doomed else []
 
     def times_checked(self, event: TimesChecked) -> list[Effect]:
@@ -248,6 +280,9 @@ class Orchestrator:
         return WatchTimes(TIMES_S)
 
     def _cut(self, number: int, worker: WorkerLeases, start: int) -> list[Effect]:
+        if worker.paused:
+            # Its one cut keeps calls from running that were taken back; a call of a pause is ended without.
+            return [KillWorker(number)] if worker.doomed is not None else []
         if worker.cut_at(start):
             return [CutWorker(number, start, worker.next_position, worker.serial)]
         if worker.settled and worker.doomed is not None and worker.cut is not None:
@@ -266,7 +301,16 @@ class Orchestrator:
         if worker is None:
             return []
         effects: list[Effect] = []
-        for leased in worker.take_since(0):
+        paused = {waiting.position for waiting, _ in worker.paused}
+        for leased in worker.take_all():
+            if leased.position in paused:
+                # It had begun; and if the calls it makes kill workers, it must not run for ever.
+                at = loss._replace(position=leased.position)
+                if worker.doomed is not None and worker.doomed[0] == leased.position:
+                    effects += self._doomed_call(at, leased, worker.doomed[1])
+                else:
+                    effects += self._lost_call(at, leased, leased.position)
+                continue
             begun = min(max(loss.position + 1, leased.position), leased.end)
             if begun < leased.end:
                 effects += self._put_back(leased.since(begun).calls)
@@ -279,6 +323,86 @@ class Orchestrator:
                 begun -= 1
             for position in range(begun - 1, leased.position - 1, -1):
                 effects += self._lost_call(loss, leased, position)
+        return effects
+
+    def worker_paused(self, event: WorkerPaused) -> list[Effect]:
+        """A call waits: what lies behind it goes to others, and the worker gets what it waits for."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return []
+        effects = self._requeue(worker.take_since(event.position + 1))
+        for number in event.awaited:
+            self._put_first(number)
+        worker.pause(event.position + 1 < event.end, event.awaited)
+        return [*effects, PauseWorker(event.worker, worker.cut)]
+
+    def worker_resumed(self, event: WorkerResumed) -> list[Effect]:
+        """What it waited for is there: it gets nothing more for its pause."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return []
+        effects = self._requeue(worker.take_since(event.position + 1))
+        uncut = not worker.resume() and worker.cut is not None
+        if uncut:
+            worker.uncut()
+        return [*effects, ResumeWorker(event.worker, uncut), *self._fit_workers()]
+
+    def _put_first(self, number: int) -> None:
+        """Calls that others wait for come before all others; the more wait, the earlier."""
+        batch = self.batches.get(number)
+        if batch is None:
+            return
+        queued = self.broker.remove(number, batch.source, batch.priority, 0, MAX_BATCH_CALLS)
+        batch.priority = max(batch.priority, AWAITED) + 1
+        for one in queued:
+            self.broker.put(one._replace(priority=batch.priority))
+
+    def _any_waits(self) -> bool:
+        return any(worker.paused or worker.threads for worker in self.workers.values())
+
+    def _lease_awaited_calls(self) -> list[Effect]:
+        """Let workers whose call waits run what it waits for, and nothing else: so no wait can become a deadlock.
+
+        The call on top of each worker runs, or waits for one that is queued, which it then runs itself, or for one that
+        lies in another worker, and so on: there is always one that runs, unless calls wait for each other in a circle.
+        """
+        effects: list[Effect] = []
+        for number, worker in self.workers.items():
+            if not worker.paused or worker.outstanding:
+                continue
+            for awaited in worker.awaited[-1]:
+                batch = self.batches.get(awaited)
+                if batch is None:
+                    continue
+                task = self.tasks[batch.task]
+                count = max(1, int(SHORT_S / task.call_s)) if task.call_s else 1
+                calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
+                if calls is not None:
+                    position = worker.add(calls, task.call_s or self.lease_s)
+                    effects.append(LeaseCalls(number, position, *calls[:2], calls.first, calls.stop, calls.attempt))
+                    if task.options.timeout_s and not self._watching_times:
+                        effects.append(self._watch_times())
+                    break
+        return effects
+
+    def _fit_workers(self) -> list[Effect]:
+        """Have as many workers that can run calls as processors are meant to be used, as long as there is work."""
+        effects: list[Effect] = []
+        able = sum(not worker.is_waiting for worker in self.workers.values()) + self._joining
+        total = len(self.workers) + self._joining
+        most = self._size + self._spares
+        if not able and any(worker.threads for worker in self.workers.values()):
+            most = max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
+        while self.broker.ready and able < self._size and total < most:
+            effects.append(AddWorker())
+            self._joining += 1
+            able, total = able + 1, total + 1
+        for number in [number for number, worker in self.workers.items() if worker.is_idle and worker.cut is None]:
+            if able <= self._size or total <= self._size or self.broker.ready:
+                break
+            del self.workers[number]
+            effects.append(RetireWorker(number))
+            able, total = able - 1, total - 1
         return effects
 
     def cut_settled(self, event: CutSettled) -> list[Effect]:
@@ -303,6 +427,10 @@ class Orchestrator:
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
+        if worker.paused:
+            # The calls that wait need the cut still; what lay in it was taken back when they paused, and what the worker
+            # holds now was leased since.
+            return []
         effects = self._requeue(worker.take_since(event.position))
         worker.uncut()
         return [*effects, UncutWorker(event.worker)]
@@ -310,18 +438,25 @@ class Orchestrator:
     def looked(self, event: Looked) -> list[Effect]:
         """A worker idles while another holds calls that it has not begun: take half of them back."""
         self._looking = False
-        if self.broker.ready or not self._someone_idles_beside_a_queue():
-            return []
+        effects: list[Effect] = []
+        for number, position in event.positions.items():
+            worker = self.workers.get(number)
+            if worker is not None and worker.threads and worker.cut is None:
+                start, stop = worker.unstarted(position)
+                if start < stop:
+                    effects += self._cut(number, worker, start)
+        if effects or self.broker.ready or not self._someone_idles_beside_a_queue():
+            return effects
         most, victim = 0, -1
         for number, position in event.positions.items():
             worker = self.workers.get(number)
-            if worker is not None and (count := self._unstarted_count(worker, position)) > most:
+            if worker is not None and not worker.paused and (count := self._unstarted_count(worker, position)) > most:
                 most, victim = count, number
         if victim < 0:
             return []
-        worker = self.workers[victim]
-        _, stop = worker.unstarted(event.positions[victim])
-        return self._cut(victim, worker, stop - (most + 1) // 2)
+        longest = self.workers[victim]
+        _, stop = longest.unstarted(event.positions[victim])
+        return self._cut(victim, longest, stop - (most + 1) // 2)
 
     def _lease_size(self, task: TaskRules, load_s: float) -> int:
         if task.call_s is None:
@@ -337,14 +472,20 @@ class Orchestrator:
         """
         least, number, found = float("inf"), -1, None
         for candidate, worker in self.workers.items():
-            may_hold_more = worker.load_s < self.lease_s or not worker.several
-            if may_hold_more and worker.load_s < least and worker.cut is None:
+            if worker.cut is not None or worker.paused or worker.threads:
+                continue
+            if (worker.load_s < self.lease_s or not worker.several) and worker.load_s < least:
                 least, number, found = worker.load_s, candidate, worker
         return number, found
 
     def _someone_idles_beside_a_queue(self) -> bool:
         workers = self.workers.values()
-        return any(not worker.outstanding for worker in workers) and any(worker.several for worker in workers)
+        return any(worker.is_idle for worker in workers) and any(
+            worker.several for worker in workers if not worker.paused
+        )
+
+    def _waiting_threads_hold_calls(self) -> bool:
+        return any(worker.threads and worker.several and worker.cut is None for worker in self.workers.values())
 
     def _unstarted_count(self, worker: WorkerLeases, position: int) -> int:
         start, stop = worker.unstarted(position)
@@ -356,14 +497,13 @@ class Orchestrator:
     def _put_back(self, calls: Range) -> list[Effect]:
         runnable, ended = self.batches[calls.batch].sort_out(calls)
         for one in reversed(runnable):
-            self.broker.put_back(one)
+            self.broker.put_back(one._replace(priority=self.batches[calls.batch].priority))
         return [effect for one, why in ended for effect in self._end(one, why)]
 
     def _range(self, batch: int, first: int, stop: int) -> Range:
         """Calls of an unfinished batch as they are queued; one call, unless they were never tried."""
         state = self.batches[batch]
-        priority = self.tasks[state.task].options.priority
-        return Range(batch, state.task, state.source, first, stop, state.retries.get(first, 0), priority)
+        return Range(batch, state.task, state.source, first, stop, state.retries.get(first, 0), state.priority)
 
     def _end(self, calls: Range, why: Ended, worker: int = 0) -> list[Effect]:
         ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker)

@@ -50,18 +50,20 @@ class UnfinishedBatch:
     """A batch with calls that have no outcome yet.
 
     Attributes:
+        priority: With which they are queued; it rises when others wait for them.
         losses: How often workers died while they ran a call, by index.
         retries: How many attempts after the first a call has had, by index.
         waiting: The calls that wait for the time of their next attempt.
         withdrawn: Why calls are to end that were in workers' hands when they were withdrawn.
     """
 
-    __slots__ = ("losses", "retries", "source", "task", "unfinished", "waiting", "withdrawn")
+    __slots__ = ("losses", "priority", "retries", "source", "task", "unfinished", "waiting", "withdrawn")
 
-    def __init__(self, task: int, source: int, count: int) -> None:
+    def __init__(self, task: int, source: int, count: int, priority: int) -> None:
         self.task = task
         self.source = source
         self.unfinished = count
+        self.priority = priority
         self.losses: dict[int, int] = {}
         self.retries: dict[int, int] = {}
         self.waiting: set[int] = set()

@@ -1,0 +1,97 @@
+"""Tasks that call tasks and wait for them: never a deadlock, whatever the depth and the number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pynenc import InvocationStatus
+from pynenc.exceptions import WorkerLostError
+from tests import rules, tasks
+from tests.conftest import wait_until
+
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def workers(request: pytest.FixtureRequest, leaves_nothing: None) -> int:
+    tasks.app.conf.num_workers = request.param
+    return int(request.param)
+
+
+def test_recursive_fibonacci() -> None:
+    assert rules.fibonacci(12).get(timeout=60) == 144
+
+
+def test_a_deep_chain_of_waiting_calls() -> None:
+    assert rules.chain(50).get(timeout=60) == 50
+
+
+def test_a_group_inside_a_call() -> None:
+    assert list(rules.sum_of_squares.parallelize([(1_000,)] * 8).results) == [332_833_500] * 8
+
+
+def test_results_as_they_come_inside_a_call() -> None:
+    assert rules.as_they_come(300).get(timeout=60) == sum(x * x for x in range(300))
+
+
+def test_threads_of_a_call_wait_too() -> None:
+    assert rules.wait_in_threads(20).get(timeout=60) == sum(x * x for x in range(20))
+
+
+def test_an_event_loop_in_a_call_waits_too() -> None:
+    assert rules.wait_in_event_loop(20).get(timeout=60) == sum(x * x for x in range(20))
+
+
+def test_event_loops_wait_in_a_chain_longer_than_there_are_spare_workers(workers: int) -> None:
+    assert rules.async_chain(6).get(timeout=60) == 6
+    wait_until(lambda: len(worker_pids()) == workers, "spare workers end")
+
+
+def test_more_waiting_calls_than_workers(workers: int) -> None:
+    assert list(rules.chain.parallelize([(3,)] * 30).results) == [3] * 30
+    wait_until(lambda: len(worker_pids()) == workers, "spare workers end")
+
+
+def worker_pids() -> list[int]:
+    report = tasks.app.report()
+    assert report is not None
+    return [worker["pid"] for worker in report["workers"]]
+
+
+def test_a_call_gives_up_waiting_and_goes_on(tmp_path: Path) -> None:
+    names = [str(tmp_path / name) for name in ("at", "gate", "log")]
+    if tasks.app.conf.num_workers == 1:
+        pytest.skip("the call that is waited for runs on top of the one that would give up")
+    assert rules.give_up_waiting(*names).get(timeout=30) == 2
+
+
+def test_a_waiting_call_shows_as_paused(tmp_path: Path) -> None:
+    if tasks.app.conf.num_workers == 1:
+        pytest.skip("it runs what it waits for itself")
+    parent = rules.chain_behind(str(tmp_path / "at"), str(tmp_path / "gate"))
+    wait_until(lambda: parent.status is InvocationStatus.PAUSED, "the call waits")
+    Path(tmp_path / "gate").touch()
+    assert parent.get(timeout=30) is None
+
+
+def test_a_child_that_kills_its_workers_fails_and_its_parent_is_told(tmp_path: Path) -> None:
+    parent = rules.poisoned_parent(str(tmp_path / "log"))
+    with pytest.raises(WorkerLostError):
+        parent.get(timeout=30)
+    assert tasks.add(1, 2).get(timeout=30) == 3
+    tried = (tmp_path / "log").read_text().split()
+    assert tried.count("parent") <= 2
+    assert tried.count("child") <= 2
+
+
+def test_what_a_child_raises_can_be_caught() -> None:
+    assert rules.catch_failure().get(timeout=30) == "never"
+
+
+def test_a_call_that_waited_is_itself_again() -> None:
+    group = rules.own_id_around.parallelize([(x,) for x in range(100)])
+    for invocation, (before, after, result) in zip(group, group.results, strict=True):
+        assert before == after == invocation.invocation_id
+        assert result == int(invocation.arguments.kwargs["x"]) ** 2
