@@ -55,7 +55,7 @@ def markdown() -> str:
 
 
 def svg() -> str:
-    """The statuses one below the other, with an arc for each change: those downwards on the right, those back on the left of them."""
+    """The statuses one below the other, with an arc for each change: blue downwards, brown back up."""
     order = list(STATUSES)
     height = ROW_HEIGHT * len(order) + 20
     parts = [
