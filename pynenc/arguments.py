@@ -63,7 +63,12 @@ class Arguments:
         Raises:
             SerializationError: A value cannot be pickled.
         """
-        return _digest(self.kwargs).hex()
+        return self.digest.hex()
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The digest of `args_id` as bytes."""
+        return digest(self.kwargs)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Arguments):
@@ -80,19 +85,19 @@ class Arguments:
     __str__ = __repr__
 
 
-def _digest(value: Any) -> bytes:
-    """A digest of a value. The order of dictionaries and sets does not count, nor which parts are the same object."""
+def digest(value: Any) -> bytes:
+    """A digest of a value, 32 bytes. The order of dictionaries and sets does not count, nor which parts are the same object."""
     from hashlib import sha256
 
     from pynenc.serializer import dumps
 
     kind = type(value)
     if kind in (list, tuple):
-        parts = [_digest(one) for one in value]
+        parts = [digest(one) for one in value]
     elif kind is dict:
-        parts = sorted(_digest(key) + _digest(one) for key, one in value.items())
+        parts = sorted(digest(key) + digest(one) for key, one in value.items())
     elif kind in (set, frozenset):
-        parts = sorted(_digest(one) for one in value)
+        parts = sorted(digest(one) for one in value)
     else:
         parts = [dumps(value)]
     return sha256(b"".join((kind.__qualname__.encode(), b"\0", *parts))).digest()

@@ -5,6 +5,7 @@ Set by whoever runs user code; read by `Task.invocation`, by loggers, and by an 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +32,22 @@ class WorkerOf(NamedTuple):
     key: bytes
     database: str
 
+
+class Collector(threading.local):
+    """What pickling and unpickling arguments in this thread is about.
+
+    Attributes:
+        app: The app of the call whose arguments are being pickled.
+        found: The dependencies found in them: batches, and the calls `[first, stop)` of each; None outside of that.
+        reading: The app whose stored arguments are looked at; None where they are unpickled to run a call.
+    """
+
+    app: Any = None
+    found: list[Any] | None = None
+    reading: Any = None
+
+
+collector = Collector()
 
 running: ContextVar[Running | None] = ContextVar("pynenc_running", default=None)
 """The call that runs in this context; set in synchronous mode, where calls nest."""

@@ -9,7 +9,8 @@
     ├── TaskError
     │   ├── InvalidTaskOptionsError
     │   └── TaskRoutingError
-    │       └── InvocationConcurrencyWithDifferentArgumentsError
+    │       ├── InvocationConcurrencyWithDifferentArgumentsError
+    │       └── NamedGroupChangedError
     ├── InvocationError
     │   ├── InvocationNotFoundError
     │   ├── InvocationStatusError
@@ -18,6 +19,8 @@
     │   ├── TaskTimeoutError
     │   ├── InvocationCancelledError
     │   ├── InvocationExpiredError
+    │   ├── InvocationControlledError
+    │   ├── DependencyError
     │   └── CycleDetectedError
     ├── StateBackendError
     ├── RunnerError
@@ -103,6 +106,10 @@ class InvocationConcurrencyWithDifferentArgumentsError(TaskRoutingError):
     """An invocation with the same key but other arguments is already there."""
 
 
+class NamedGroupChangedError(TaskRoutingError):
+    """The items of a named group are not those with which it was made; says which."""
+
+
 class InvocationError(PynencError):
     """Something is wrong with one invocation."""
 
@@ -144,6 +151,14 @@ class InvocationCancelledError(InvocationError):
 
 class InvocationExpiredError(InvocationError):
     """The call had not begun when the time of the task's option `expires` was over."""
+
+
+class InvocationControlledError(InvocationError):
+    """The call was not run, because as many calls of its key ran as may."""
+
+
+class DependencyError(InvocationError):
+    """The call was not run, because an invocation whose result it takes has none; names the one with which it began."""
 
 
 class CycleDetectedError(PynencError):

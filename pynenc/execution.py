@@ -9,7 +9,9 @@ from itertools import starmap
 from typing import Any, NamedTuple, Protocol
 
 from pynenc.exceptions import (
+    DependencyError,
     InvocationCancelledError,
+    InvocationControlledError,
     InvocationExpiredError,
     RetryError,
     SerializationError,
@@ -169,7 +171,14 @@ def retry_delay(error: BaseException, retriable: tuple[type[BaseException], ...]
 
 SUPERVISORS_ERRORS = {
     error.__name__: error
-    for error in (WorkerLostError, TaskTimeoutError, InvocationCancelledError, InvocationExpiredError)
+    for error in (
+        WorkerLostError,
+        TaskTimeoutError,
+        InvocationCancelledError,
+        InvocationExpiredError,
+        InvocationControlledError,
+        DependencyError,
+    )
 }
 """The errors that the supervisor ends calls with; it pickles nothing, so they travel by name."""
 

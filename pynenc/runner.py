@@ -23,6 +23,7 @@ STATUS_OF_ENDING = {
     Ending.FAILED: InvocationStatus.FAILED,
     Ending.CANCELLED: InvocationStatus.CANCELLED,
     Ending.KILLED: InvocationStatus.KILLED,
+    Ending.CONTROLLED: InvocationStatus.CONCURRENCY_CONTROLLED_FINAL,
 }
 
 MISSING: Any = object()
@@ -135,8 +136,10 @@ class Runner(Protocol):
     def submit(self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseInvocation[Any, Any]:
         """Run one call. The arguments fit the task's function."""
 
-    def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> BaseInvocationGroup[Any, Any]:
-        """Run a call for each item: a tuple, a dictionary, or `Arguments`."""
+    def submit_group(
+        self, task: Task[Any, Any], items: Iterable[Any], common: dict[str, Any], name: str | None
+    ) -> BaseInvocationGroup[Any, Any]:
+        """Run a call for each item: a tuple, a dictionary, or `Arguments`; see `Task.parallelize`."""
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterable[Any]:
         """Run a call for each item as results are taken."""
@@ -148,6 +151,9 @@ class Runner(Protocol):
 class RemoteRunner(Protocol):
     """What submissions need of a runner whose calls run in other processes, so that one waits and asks."""
 
+    runs_calls: bool
+    """Whether calls without outcome will have one."""
+
     def wait_until(
         self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
     ) -> bool:
@@ -156,8 +162,8 @@ class RemoteRunner(Protocol):
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Where a call without outcome stands."""
 
-    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
-        """How many of the calls without outcome stand where."""
+    def counts_of(self, submissions: list[Submission], unfinished: int) -> dict[InvocationStatus, int]:
+        """Where those calls stand that have no outcome, of which there are so many."""
 
     def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
         """The arguments of a call, as they were when it was made."""

@@ -70,13 +70,13 @@ def freeze(value: Any) -> Any:
     return Frozen(dumps(value))
 
 
-def freeze_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...] | Frozen:
-    """Positional arguments as they can wait for `pack`: the tuple when all in it are plain, else `Frozen`."""
+def all_plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether positional arguments can wait for `pack` as they are."""
     for value in arguments:  # per call
         kind = type(value)
         if kind not in SCALARS and not (kind in TEXTS and len(value) <= MAX_PLAIN_TEXT):
-            return Frozen(dumps(arguments))
-    return arguments
+            return False
+    return True
 
 
 def plain_column(column: Sequence[Any]) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context, execution
-from pynenc.arguments import Arguments
+from pynenc.exceptions import DependencyError
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
+from pynenc.prepared import CallKeys, PreparedCall
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
-from pynenc.serializer import Frozen, freeze, loads
+from pynenc.serializer import Frozen, dumps, freeze, loads
 
 if TYPE_CHECKING:
     from pynenc.task import Task
@@ -39,23 +40,42 @@ class _RunningInvocation:
 
 
 class SynchronousRunner:
-    """Runs calls in this process."""
+    """Runs calls in this process. What `call_result_cache` keeps is gone with the process."""
+
+    def __init__(self) -> None:
+        self._cached: dict[bytes, bytes] = {}
 
     def submit(
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> SynchronousInvocation[Any, Any]:
         """Run one call."""
-        entry = task.freeze_call(args, kwargs)
+        call = task.prepare(args, kwargs)
+        entry, keys, depended_on = call if isinstance(call, PreparedCall) else (call, CallKeys(), ())
         parent = context.current()
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
-            task, lambda: _arguments_of(task, entry), parent.invocation() if parent else None
+            task, lambda: task.args_from(entry), parent.invocation() if parent else None
         )
-        _run(invocation, task, entry)
+        failed = next((one for one in depended_on if one.exception is not None), None)
+        if failed is not None:
+            invocation.fail(_dependency_error(invocation, failed))
+        elif keys.cache in self._cached:
+            invocation.begin()
+            invocation.succeed(loads(self._cached[keys.cache]))
+        else:
+            _run(invocation, task, entry)
+            if keys.cache and invocation.exception is None:
+                self._cached[keys.cache] = dumps(invocation.result)
         return invocation
 
-    def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> SynchronousInvocationGroup[Any, Any]:
-        """Run a call for each item."""
-        return SynchronousInvocationGroup(task, [self.submit(task, *task.call_of(item)) for item in items])
+    def submit_group(
+        self, task: Task[Any, Any], items: Iterable[Any], common: dict[str, Any], name: str | None
+    ) -> SynchronousInvocationGroup[Any, Any]:
+        """Run a call for each item. A name means nothing here: nothing is stored."""
+        invocations = []
+        for item in items:
+            args, kwargs = task.call_of(item, common)
+            invocations.append(self.submit(task, args, {**kwargs, **common}))
+        return SynchronousInvocationGroup(task, invocations)
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Run a call for each item as its result is taken."""
@@ -92,5 +112,13 @@ def _attempt(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], 
     return None
 
 
-def _arguments_of(task: Task[Any, Any], entry: Any) -> Arguments:
-    return task.args_from(entry)
+def _dependency_error(
+    invocation: SynchronousInvocation[Any, Any], failed: SynchronousInvocation[Any, Any]
+) -> DependencyError:
+    error = failed.exception
+    if isinstance(error, DependencyError):
+        return DependencyError(invocation.invocation_id, error.message)  # It names the invocation with which it began.
+    return DependencyError(
+        invocation.invocation_id,
+        f"it was not run: invocation {failed.invocation_id}, whose result it takes, ended with {type(error).__name__}: {error}",
+    )

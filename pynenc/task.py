@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -10,7 +10,8 @@ from pynenc import context
 from pynenc.arguments import Arguments
 from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
 from pynenc.execution import runnable
-from pynenc.serializer import Frozen, dumps, freeze_arguments, loads
+from pynenc.prepared import PreparedCall
+from pynenc.serializer import Frozen, all_plain, dumps, loads
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from pynenc.app import Pynenc
     from pynenc.conf.config_task import ConfigTask
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
+    from pynenc.keys import KeyRules
 
 _VARIABLE_POSITIONAL = 0x04
 """The flag of a function's code that has `*args`; `inspect` has it too, but is slow to import."""
 
 ANY_NUMBER = 1 << 30
+
+KEY_OPTIONS = {"running_concurrency", "registration_concurrency", "key_arguments", "disable_cache_args"}
+"""Options whose values have to fit the function's parameters."""
 
 registered: dict[str, Task[Any, Any]] = {}
 """The tasks of all apps in this process, by id: how a worker finds one whose name in its module is another."""
@@ -92,21 +97,30 @@ class Task(Generic[Params, Result]):
         return Arguments.from_call(self.func, *args, **kwargs)
 
     def parallelize(
-        self, param_iter: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments]
+        self,
+        param_iter: Iterable[tuple[Any, ...] | dict[str, Any] | Arguments],
+        common_args: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> BaseInvocationGroup[Params, Result]:
         """Call the task once for each item.
 
         Args:
             param_iter: Tuples are positional arguments, dictionaries keyword arguments, `Arguments` come from `args`;
                 they may be mixed. It is consumed once, as calls are sent.
+            common_args: Arguments by name that all calls get beside their own. They travel and are stored once, and each
+                worker unpickles them once: a task must not change them.
+            name: Names the group. Where a group of this task has that name already, in an earlier run of the script or now,
+                the calls that have succeeded or still run are taken over, and only the others are made.
 
         Returns:
             The invocations in the order of the items.
 
         Raises:
             TypeError: An item is none of these, does not fit the function, or cannot be pickled. Calls before it have been made.
+            NamedGroupChangedError: The group of that name was made with other items; says which.
+            InvocationConcurrencyWithDifferentArgumentsError: See option `on_diff_non_key_args_raise`.
         """
-        return self.app.runner.submit_group(self, param_iter)
+        return self.app.runner.submit_group(self, param_iter, dict(common_args or {}), name)
 
     def stream(
         self,
@@ -158,7 +172,14 @@ class Task(Generic[Params, Result]):
             return
         from pynenc.conf.config_task import option_problems
 
-        if problems := option_problems(self.options):
+        problems = option_problems(self.options)
+        if not problems and KEY_OPTIONS & self.options.keys():
+            from pynenc.conf.config_task import option_fields
+            from pynenc.keys import key_problems
+
+            fields = option_fields()
+            problems = key_problems(self.func, {n: fields[n].convert(v) for n, v in self.options.items()})
+        if problems:
             raise InvalidTaskOptionsError(self.task_id, problems)
 
     @cached_property
@@ -239,19 +260,27 @@ class Task(Generic[Params, Result]):
         """Whether the function can be called with so many positional arguments and nothing else."""
         return self._fewest <= count <= self._most
 
-    def call_of(self, item: tuple[Any, ...] | dict[str, Any] | Arguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that an item of `parallelize` stands for.
+    def call_of(
+        self, item: tuple[Any, ...] | dict[str, Any] | Arguments, common: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that an item of `parallelize` stands for, without those that all items share.
 
         Raises:
             TypeError: It stands for none, or they do not fit the function.
         """
         if isinstance(item, tuple):
-            if not self.takes_positional(len(item)):
-                Arguments.from_call(self.func, *item)
+            if common or not self.takes_positional(len(item)):
+                Arguments.from_call(self.func, *item, **(common or {}))
             return item, {}
         if isinstance(item, dict):
-            Arguments.from_call(self.func, **item)
+            if common and (twice := sorted(common.keys() & item.keys())):
+                raise TypeError(f"{self.task_id}: {', '.join(twice)} is in an item and in common_args")
+            Arguments.from_call(self.func, **item, **(common or {}))
             return (), item
+        if isinstance(item, Arguments) and common:
+            raise TypeError(
+                f"{self.task_id}: task.args(...) binds all arguments; with common_args use tuples or dictionaries"
+            )
         if isinstance(item, Arguments):
             return item.to_call(self.func)
         raise TypeError(
@@ -259,27 +288,67 @@ class Task(Generic[Params, Result]):
             f"task.args(...), not {type(item).__name__}: for one argument write (value,)"
         )
 
-    def freeze_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | Frozen:
-        """The arguments of a call, ready to travel.
+    @cached_property
+    def key_rules(self) -> KeyRules | None:
+        """How the keys of its calls are made; None when they need none."""
+        from pynenc.keys import KeyRules
+
+        return KeyRules.of(self)
+
+    def freeze_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | Frozen | PreparedCall:
+        """The arguments of a call, ready to travel; with the invocations among them, whose results it takes.
 
         Raises:
             TypeError: One of them cannot be pickled; names the parameter.
         """
+        if not kwargs and all_plain(args):  # per call
+            return args
+        arguments = args if not kwargs else [args, kwargs] if args else kwargs
+        collector = context.collector
+        outer = collector.app, collector.found
+        collector.app, collector.found = self.app, []
         try:
-            if not kwargs:  # per call
-                return freeze_arguments(args)
-            return Frozen(dumps([args, kwargs] if args else kwargs))
+            frozen = Frozen(dumps(arguments))
+            found = tuple(collector.found)
         except SerializationError as error:
             raise self._unpicklable(args, kwargs, error) from error
+        finally:
+            collector.app, collector.found = outer
+        return PreparedCall(frozen, dependencies=found) if found else frozen
 
-    def args_from(self, entry: tuple[Any, ...] | Frozen) -> Arguments:
-        """The arguments behind a frozen call."""
-        arguments = loads(entry) if isinstance(entry, Frozen) else entry
+    def prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], common: Mapping[str, Any] | None = None
+    ) -> tuple[Any, ...] | Frozen | PreparedCall:
+        """The arguments of a call, ready to travel, with its keys if its task has rules about them.
+
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            common: The keyword arguments that it shares with others, which travel apart.
+        """
+        entry = self.freeze_call(args, kwargs)
+        rules = self.key_rules
+        if rules is None or not rules.by_arguments:
+            return entry
+        keys = rules.keys_of(Arguments.from_call(self.func, *args, **kwargs, **(common or {})))
+        if isinstance(entry, PreparedCall):
+            return entry._replace(keys=keys)
+        return PreparedCall(entry, keys)
+
+    def args_from(self, entry: tuple[Any, ...] | Frozen, common: Mapping[str, Any] | None = None) -> Arguments:
+        """The arguments behind a frozen call, those that it shares included; the invocations among them as such."""
+        collector = context.collector
+        outer, collector.reading = collector.reading, self.app
+        try:
+            arguments = loads(entry) if isinstance(entry, Frozen) else entry
+        finally:
+            collector.reading = outer
+        shared = dict(common or {})
         if isinstance(arguments, tuple):
-            return Arguments.from_call(self.func, *arguments)
+            return Arguments.from_call(self.func, *arguments, **shared)
         if isinstance(arguments, dict):
-            return Arguments.from_call(self.func, **arguments)
-        return Arguments.from_call(self.func, *arguments[0], **arguments[1])
+            return Arguments.from_call(self.func, **arguments, **shared)
+        return Arguments.from_call(self.func, *arguments[0], **arguments[1], **shared)
 
     def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> TypeError:
         for name, value in Arguments.from_call(self.func, *args, **kwargs).kwargs.items():

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pynenc.prepared import PreparedCall, extras_of
+from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
 from pynenc.runner import Submission
 from pynenc.serializer import PROTOCOL, SCALARS, Frozen, columns_of, pack_arguments, plain_column
@@ -34,17 +36,19 @@ class Packed(NamedTuple):
     count: int  # type: ignore[assignment]
     packing: int
     payload: bytes
+    extras: bytes = b""
 
 
 class OpenBatch:
     """Calls that are being collected."""
 
-    __slots__ = ("entries", "frozen_bytes", "opened", "submission")
+    __slots__ = ("entries", "frozen_bytes", "opened", "prepared", "submission")
 
     def __init__(self, submission: Submission, opened: float) -> None:
         self.submission = submission
         self.opened = opened
         self.entries: list[Any] = []
+        self.prepared: dict[int, PreparedCall] = {}
         self.frozen_bytes = 0
 
 
@@ -78,7 +82,7 @@ class Batcher:
 
         Args:
             task: The task that is called.
-            entry: A tuple of plain values, or frozen arguments.
+            entry: A tuple of plain values, frozen arguments, or a prepared call.
 
         Returns:
             The batch, and the call's index in it.
@@ -91,12 +95,15 @@ class Batcher:
                 submission = self._open_batch()
                 if idle:
                     submission.count = submission.unfinished = 1
-                    self._send(task, submission, Packed(1, *pack_arguments([entry])), 0)
+                    self._send(task, submission, pack_call(task, entry), 0)
                     return submission, 0
                 batch = self._open[task] = OpenBatch(submission, now)
                 self._wake_flusher()
             entries = batch.entries
             index = len(entries)
+            if type(entry) is PreparedCall:
+                batch.prepared[index] = entry
+                entry = entry.entry
             entries.append(entry)
             submission = batch.submission
             submission.count = submission.unfinished = index + 1
@@ -130,7 +137,8 @@ class Batcher:
 
     def _leave(self, task: Task[Any, Any]) -> None:
         batch = self._open.pop(task)
-        self._send(task, batch.submission, Packed(len(batch.entries), *pack_arguments(batch.entries)), 0)
+        extras = extras_of(len(batch.entries), batch.prepared, constant_of(task)).to_bytes()
+        self._send(task, batch.submission, Packed(len(batch.entries), *pack_arguments(batch.entries), extras), 0)
 
     def _wake_flusher(self) -> None:
         """While a batch is open, a helper thread sees to it that it leaves in time."""
@@ -167,8 +175,18 @@ class Chunks:
     may also use an object again for its next item, so its items are pickled one by one as they come.
     """
 
-    def __init__(self, task: Task[Any, Any], items: Iterable[Any]) -> None:
+    def __init__(
+        self,
+        task: Task[Any, Any],
+        items: Iterable[Any],
+        common: Mapping[str, Any] | None = None,
+        constant: Extras = NONE,
+    ) -> None:
         self._task = task
+        self._common = common
+        self._constant = constant
+        self._constant_bytes = constant.to_bytes()
+        self._has_keys = task.key_rules is not None and task.key_rules.by_arguments
         self._source = iter(items)
         self._is_collection = isinstance(items, _COLLECTIONS)
         self._count = MAX_BATCH_CALLS if self._is_collection else 1
@@ -182,12 +200,12 @@ class Chunks:
         source = islice(self._source, min(size, self._count))
         if self._is_collection:
             chunk = list(source)
-            packed = _pack_columns(self._task, chunk)
+            packed = None if self._has_keys or self._common else _pack_columns(self._task, chunk, self._constant_bytes)
             if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
                 return [packed]
-            return list(_pack_entries(self._frozen(chunk)))
+            return list(pack_entries(self._frozen(chunk), self._constant))
         began = time.monotonic()
-        batches = list(_pack_entries(self._frozen(source)))
+        batches = list(pack_entries(self._frozen(source), self._constant))
         took = time.monotonic() - began
         self._count = min(MAX_BATCH_CALLS, 2 * self._count) if 2 * took <= PULL_S else max(1, self._count // 2)
         return batches
@@ -196,6 +214,10 @@ class Chunks:
         """Items as they can wait: as they are when they are tuples of numbers, else as the task says."""
         task, scalars = self._task, SCALARS
         fitting = -1
+        if self._has_keys or self._common:
+            for item in items:
+                yield task.prepare(*task.call_of(item, self._common), self._common)
+            return
         for item in items:  # per call
             if type(item) is tuple and (len(item) == fitting or task.takes_positional(len(item))):
                 fitting = len(item)
@@ -208,32 +230,59 @@ class Chunks:
             yield task.freeze_call(*task.call_of(item))
 
 
-def pack_items(task: Task[Any, Any], items: Iterable[Any], batch_calls: int) -> Iterator[Packed]:
+def constant_of(task: Task[Any, Any]) -> Extras:
+    """What holds for all calls of a task alike."""
+    rules = task.key_rules
+    return NONE if rules is None else rules.constant
+
+
+def pack_call(task: Task[Any, Any], entry: Any) -> Packed:
+    """A batch of one call."""
+    prepared: dict[int, PreparedCall] = {}
+    if type(entry) is PreparedCall:
+        prepared[0] = entry
+        entry = entry.entry
+    return Packed(1, *pack_arguments([entry]), extras_of(1, prepared, constant_of(task)).to_bytes())
+
+
+def pack_items(
+    task: Task[Any, Any], items: Iterable[Any], batch_calls: int, common: Mapping[str, Any], constant: Extras
+) -> Iterator[Packed]:
     """The batches of a `parallelize`.
 
     Items are pickled as they are taken: what the caller does to them afterwards is not seen.
     """
-    chunks = Chunks(task, items)
+    chunks = Chunks(task, items, common, constant)
     while batches := chunks.take(batch_calls):
         yield from batches
 
 
-def _pack_entries(frozen: Iterable[Any]) -> Iterator[Packed]:
-    """Pack calls that are frozen already, as many together as a batch may hold in bytes."""
+def pack_entries(frozen: Iterable[Any], constant: Extras) -> Iterator[Packed]:
+    """Pack calls that are frozen or prepared already, as many together as a batch may hold in bytes."""
     entries: list[Any] = []
+    prepared: dict[int, PreparedCall] = {}
     held = 0
-    for entry in frozen:
+
+    def pack() -> Packed:
+        return Packed(len(entries), *pack_arguments(entries), extras_of(len(entries), prepared, constant).to_bytes())
+
+    for call in frozen:
+        entry = call.entry if type(call) is PreparedCall else call
         if type(entry) is Frozen:
             if entries and held + len(entry) > MAX_BATCH_BYTES:
-                yield Packed(len(entries), *pack_arguments(entries))
-                entries, held = [], 0
+                yield pack()
+                entries.clear()
+                prepared.clear()
+                held = 0
             held += len(entry)
+        if entry is not call:
+            prepared[len(entries)] = call
         entries.append(entry)
     if entries:
-        yield Packed(len(entries), *pack_arguments(entries))
+        yield pack()
 
 
-def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:
+def _pack_columns(task: Task[Any, Any], chunk: list[Any], extras: bytes) -> Packed | None:
     """Pack tuples of plain values a column at a time: nothing is done per call."""
     import pickle
 
@@ -246,4 +295,4 @@ def _pack_columns(task: Task[Any, Any], chunk: list[Any]) -> Packed | None:
     columns = columns_of(chunk, width)
     if not all(map(plain_column, columns)):
         return None
-    return Packed(count, Packing.COLUMNS, pickle.dumps(columns, PROTOCOL))
+    return Packed(count, Packing.COLUMNS, pickle.dumps(columns, PROTOCOL), extras)

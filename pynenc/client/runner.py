@@ -9,15 +9,24 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.client import launch
-from pynenc.client.batcher import Batcher, Packed, pack_items
+from pynenc.client.batcher import Batcher, Packed, constant_of, pack_items
 from pynenc.client.callbacks import CallbackThread, call_back
 from pynenc.client.connection import Connection, query_frame
 from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
-from pynenc.invocation.distributed import DistributedInvocation, DistributedInvocationGroup
+from pynenc.invocation.distributed import (
+    DistributedInvocation,
+    DistributedInvocationGroup,
+    Part,
+    ReusedInvocation,
+    whole,
+)
+from pynenc.prepared import PreparedCall
+from pynenc.protocol.extras import Extras
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
@@ -27,8 +36,10 @@ from pynenc.protocol.messages import (
     Failure,
     Kind,
     Results,
+    bytes_frame,
     first_batch_of,
     format_invocation_id,
+    invocation_number,
     json_frame,
     json_from,
     number_frame,
@@ -37,12 +48,13 @@ from pynenc.protocol.messages import (
     split_number,
 )
 from pynenc.runner import Submission
-from pynenc.serializer import stored_arguments
+from pynenc.serializer import Frozen, loads, stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
     from pynenc.arguments import Arguments
+    from pynenc.state_backend import StateBackend
     from pynenc.task import Task
 
 READ_EVERY = 16
@@ -62,6 +74,8 @@ class ClusterRunner:
 
     It connects, and starts the supervisor, when the first call is made.
     """
+
+    runs_calls = True
 
     def __init__(self, app: Pynenc) -> None:
         self._app = weakref.ref(app)
@@ -90,24 +104,66 @@ class ClusterRunner:
     def submit(
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DistributedInvocation[Any, Any]:
-        """Put one call into the open batch of its task."""
-        entry = task.freeze_call(args, kwargs)
+        """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
+        entry = task.prepare(args, kwargs)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
+        if type(entry) is PreparedCall:
+            self._batcher.flush()  # What it depends on has to be there before it.
+            if task.key_rules is not None and task.key_rules.looks_up:
+                from pynenc.client.lookup import Lookup
+
+                submission, index, _, reused = Lookup(self, task).parts_of([entry])[0]
+                if reused is not None:
+                    return ReusedInvocation(task, submission, index, reused.diff_arg)
+                return DistributedInvocation(task, submission, index)
         return DistributedInvocation(task, *self._batcher.add(task, entry))
 
-    def submit_group(self, task: Task[Any, Any], items: Iterable[Any]) -> DistributedInvocationGroup[Any, Any]:
+    def submit_group(
+        self, task: Task[Any, Any], items: Iterable[Any], common: dict[str, Any], name: str | None
+    ) -> DistributedInvocationGroup[Any, Any]:
         """Send the calls in batches as the items come."""
         self._connect()
-        submissions: list[Submission] = []
+        self._batcher.flush()  # What they depend on has to be there before them.
+        constant = constant_of(task)
+        if common:
+            constant = constant._replace(common=self._send_common_arguments(task, common))
+        if name is not None or (task.key_rules is not None and task.key_rules.looks_up):
+            return DistributedInvocationGroup(task, self, self._looked_up(task, items, common, name, constant))
+        parts: list[Part] = []
         group = 0
-        for packed in pack_items(task, items, self._batch_calls(task)):
-            submission = self._open_batch()
-            group = group or submission.number
-            submission.count = submission.unfinished = packed.count
-            submissions.append(submission)
-            self._send_batch(task, submission, packed, group)
-        return DistributedInvocationGroup(task, self, submissions)
+        for packed in pack_items(task, items, self._batch_calls(task), common, constant):
+            parts.append(whole(self.submit_packed(task, packed, group)))
+            group = group or parts[0].submission.number
+        return DistributedInvocationGroup(task, self, parts)
+
+    def _looked_up(
+        self, task: Task[Any, Any], items: Iterable[Any], common: dict[str, Any], name: str | None, constant: Extras
+    ) -> list[Part]:
+        from pynenc.client.lookup import Lookup, NamedGroup, joined, with_digest
+
+        if name is not None:
+            named = (with_digest(task, *task.call_of(item, common), common) for item in items)
+            return joined(NamedGroup(self, task, name, constant).parts_of(named))
+        lookup = Lookup(self, task, constant)
+        calls = (task.prepare(*task.call_of(item, common), common) for item in items)
+        parts: list[Part] = []
+        while chunk := [call for call in islice(calls, self._batch_calls(task)) if isinstance(call, PreparedCall)]:
+            parts += lookup.parts_of(chunk)
+        return joined(parts)
+
+    def _send_common_arguments(self, task: Task[Any, Any], common: dict[str, Any]) -> int:
+        """Send what all calls of a group share; its number."""
+        entry = task.freeze_call((), common)
+        if not isinstance(entry, Frozen):
+            raise TypeError(
+                f"{task.task_id}: an invocation in common_args: pass it as an argument of each call instead"
+            )
+        assert self._connection is not None
+        token = next(self._tokens)
+        self._connection.send(bytes_frame(Kind.COMMON, token, entry))
+        self._connection.wait_until(lambda: token in self._answers)
+        return int(self._answers.pop(token)["number"])
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Send calls as results are taken, so that at most `in_flight` are under way."""
@@ -116,12 +172,36 @@ class ClusterRunner:
         return stream(self, task, items, ordered, in_flight)
 
     def submit_packed(self, task: Task[Any, Any], packed: Packed, group: int) -> Submission:
-        """Send one batch of a stream."""
+        """Send one batch of a group or a stream."""
         self._connect()
         submission = self._open_batch()
         submission.count = submission.unfinished = packed.count
         self._send_batch(task, submission, packed, group or submission.number)
         return submission
+
+    def offer(
+        self, task: Task[Any, Any], packed: Packed, group: int
+    ) -> tuple[Submission | None, list[tuple[int, int, int, bool]]]:
+        """Send one batch, to be taken if no equal call waits already; else those of its calls for which one does.
+
+        Each of them is its index here, the batch and the index there, and whether its arguments differ.
+        """
+        submission = self.submit_packed(task, packed, group)
+        assert self._connection is not None
+        number = submission.number
+        self._connection.wait_until(lambda: number in self._answers)
+        reused = self._answers.pop(number)["reused"]
+        if not reused:
+            return submission, []
+        self._held.pop(number, None)
+        return None, [tuple(one) for one in reused]
+
+    def next_batch_number(self) -> int:
+        """A number that no batch of anybody else will have."""
+        number = next(self._batch_numbers, None)
+        if number is None:
+            raise RunnerError("this client has used up its batch numbers: app.close() and call again")
+        return number
 
     # Waiting.
 
@@ -174,10 +254,9 @@ class ClusterRunner:
         status = str(answer["status"])
         return InvocationStatus.REGISTERED if status == "UNKNOWN" else InvocationStatus(status)
 
-    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
+    def counts_of(self, submissions: list[Submission], unfinished: int) -> dict[InvocationStatus, int]:
         """Ask the supervisor where the calls without outcome stand."""
         answer = self.ask("counts", batches=[submission.number for submission in submissions])
-        unfinished = sum(submission.unfinished for submission in submissions)
         counts = {InvocationStatus(name): min(count, unfinished) for name, count in answer.items()}
         counts[InvocationStatus.REGISTERED] = max(0, unfinished - sum(counts.values()))
         return counts
@@ -216,7 +295,12 @@ class ClusterRunner:
             stored = app.state_backend.batch(submission.number)
         if stored is None:
             raise InvocationNotFoundError(submission.invocation_id(index), "its batch is not in the state backend")
-        return task.args_from(stored_arguments(stored.packing, stored.arguments, index))
+        entry = stored_arguments(stored.packing, stored.arguments, index)
+        extras = Extras.from_bytes(stored.extras, stored.count)
+        if not extras.common:
+            return task.args_from(entry)
+        common: dict[str, Any] = loads(app.state_backend.common_arguments(extras.common))
+        return task.args_from(entry, common)
 
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""
@@ -254,7 +338,43 @@ class ClusterRunner:
         submission = self._held.get(batch) or Submission(self, batch, count)
         if attempt is not None:
             submission.running = (index, attempt)
-            return DistributedInvocation(task, submission, index)
+        else:
+            self._bring_up(submission)
+        return DistributedInvocation(task, submission, index)
+
+    def submission_of(self, batch: int) -> Submission:
+        """A batch that anybody submitted, as it stands now.
+
+        Raises:
+            InvocationNotFoundError: There is none in this app and state directory.
+        """
+        held = self._held.get(batch)
+        if held is not None:
+            return held
+        stored = self.stored().batch(batch)
+        if stored is None:
+            raise InvocationNotFoundError(
+                format_invocation_id(invocation_number(batch, 0)), "its batch is not in the state backend"
+            )
+        submission = Submission(self, batch, stored.count)
+        self._bring_up(submission)
+        return submission
+
+    def group_of(
+        self, task: Task[Any, Any], ranges: list[tuple[int, int, int]]
+    ) -> DistributedInvocationGroup[Any, Any]:
+        """A group of the calls `[first, stop)` of each batch."""
+        self.sync()
+        parts = [Part(self.submission_of(batch), first, stop) for batch, first, stop in ranges]
+        return DistributedInvocationGroup(task, self, parts)
+
+    def stored(self) -> StateBackend:
+        """What is stored about the app's calls."""
+        return self._the_app().state_backend
+
+    def _bring_up(self, submission: Submission) -> None:
+        """Take in what is known of a batch, and have what is still to come delivered."""
+        batch = submission.number
         self._read_outcomes(submission)
         if submission.unfinished and batch not in self._held and not self._watch(submission):
             self._read_outcomes(submission)  # It may have ended because it was just done.
@@ -266,7 +386,6 @@ class ClusterRunner:
                         "of its calls had run, and they were not sent again"
                     ),
                 )
-        return DistributedInvocation(task, submission, index)
 
     def _read_outcomes(self, submission: Submission) -> None:
         """Take in the outcomes that are in the state backend."""
@@ -423,9 +542,7 @@ class ClusterRunner:
     # Going out.
 
     def _open_batch(self) -> Submission:
-        number = next(self._batch_numbers, None)
-        if number is None:
-            raise RunnerError("this client has used up its batch numbers: app.close() and call again")
+        number = self.next_batch_number()
         submission = self._held[number] = Submission(self, number, 0)
         return submission
 
@@ -440,7 +557,8 @@ class ClusterRunner:
         parent = NO_INVOCATION
         if running is not None:
             parent = parse_invocation_id(running.invocation_id()) or NO_INVOCATION
-        connection.send(Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:]).to_frame())
+        batch = Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:])
+        connection.send(batch.to_frame())
         self._since_read += 1
         if self._since_read >= READ_EVERY:
             self._since_read = 0
@@ -516,6 +634,8 @@ class ClusterRunner:
 class LostRunner:
     """Stands in for the runner of calls that nobody runs any more: whoever waits is told."""
 
+    runs_calls = False
+
     def __init__(self, runner: ClusterRunner, error: RunnerError | None) -> None:
         self._runner = runner
         self._error = error or SupervisorLostError("the supervisor is gone")
@@ -536,9 +656,9 @@ class LostRunner:
         """Calls that nobody runs are where they began."""
         return InvocationStatus.REGISTERED
 
-    def counts_of(self, submissions: list[Submission]) -> dict[InvocationStatus, int]:
+    def counts_of(self, submissions: list[Submission], unfinished: int) -> dict[InvocationStatus, int]:
         """Calls that nobody runs are where they began."""
-        return {InvocationStatus.REGISTERED: sum(submission.unfinished for submission in submissions)}
+        return {InvocationStatus.REGISTERED: unfinished}
 
     def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
         """Read the arguments back from the state backend."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from pynenc.client.batcher import Chunks
-from pynenc.invocation.distributed import wait_stretches
+from pynenc.client.batcher import Chunks, constant_of
+from pynenc.invocation.distributed import DistributedInvocation, wait_stretches, whole
 from pynenc.runner import Submission
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def stream(
     runner: ClusterRunner, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None
 ) -> Iterator[Any]:
     """Send calls as their results are taken."""
-    chunks = Chunks(task, items)
+    if task.key_rules is not None and task.key_rules.looks_up:
+        yield from _stream_calls(runner, task, items, ordered, in_flight)
+        return
+    chunks = Chunks(task, items, constant=constant_of(task))
     window = Window(in_flight)
     under_way: deque[Submission] = deque()
     count = group = 0
@@ -62,10 +66,27 @@ def stream(
         if not ordered:
             _wait_any(runner, under_way)
         submission = under_way.popleft()
-        for values in wait_stretches(runner, submission):
+        for values in wait_stretches(whole(submission)):
             yield from values
         count -= submission.count
         window.passed(submission.count)
+
+
+def _stream_calls(
+    runner: ClusterRunner, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None
+) -> Iterator[Any]:
+    """The same for calls that may be answered by invocations that are there already, which are looked up one by one."""
+    under_way: deque[DistributedInvocation[Any, Any]] = deque()
+    source = iter(items)
+    while True:
+        for item in islice(source, (in_flight or FIRST_IN_FLIGHT) - len(under_way)):
+            under_way.append(runner.submit(task, *task.call_of(item)))
+        if not under_way:
+            return
+        if not ordered:
+            runner.wait_until(lambda: any(one.has_outcome for one in under_way))
+            under_way.rotate(-next(at for at, one in enumerate(under_way) if one.has_outcome))
+        yield under_way.popleft().result
 
 
 def _wait_any(runner: ClusterRunner, under_way: deque[Submission]) -> None:

@@ -61,7 +61,12 @@ class ConfigTask(Config):
     timeout = optional_seconds("Seconds that a call may run; then its worker is ended and it raises TaskTimeoutError.")
     expires = optional_seconds("Seconds within which a call must begin; else it raises InvocationExpiredError.")
     priority = integer(0, "Calls of a higher priority go first.", least=-1000, most=1000)
-    running_concurrency = choice(ConcurrencyControlType.DISABLED, "Which calls do not run at the same time.")
+    running_concurrency = choice(
+        ConcurrencyControlType.DISABLED, "Of which calls at most `max_running` run at the same time."
+    )
+    max_running = integer(
+        0, "How many calls of the same key run at once at most; 0 means one under `running_concurrency`, else no limit."
+    )
     registration_concurrency = choice(
         ConcurrencyControlType.DISABLED, "Which calls are not registered again while one is waiting."
     )
@@ -70,6 +75,9 @@ class ConfigTask(Config):
         False, "Raise when a call has the key of a registered one but other arguments."
     )
     call_result_cache = boolean(False, "Answer a call from the stored result of an equal one.")
+    cache_by_source = boolean(
+        True, "Whether `call_result_cache` forgets results when the function's source has changed."
+    )
     disable_cache_args = names("Arguments that do not count for `call_result_cache`.")
     reroute_on_concurrency_control = boolean(True, "Have calls wait that may not run yet, rather than end them.")
     force_new_workflow = boolean(False, "Begin a workflow of its own.")
@@ -104,6 +112,8 @@ class ConfigTask(Config):
             "retry_on_timeout": issubclass(TaskTimeoutError, (RetryError, *self.retry_for)),
             "expires_s": self.expires or 0.0,
             "priority": self.priority,
+            "max_running": self.max_running or 1,
+            "reroute": self.reroute_on_concurrency_control,
         }
 
     def delay_before_retry(self, retries: int) -> float:

@@ -10,10 +10,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from pynenc import context
+from pynenc.dependencies import result_of, results_of
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
-from pynenc.protocol.messages import Ending, Results
+from pynenc.protocol.messages import Ending, Results, invocation_number
 from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
 from pynenc.serializer import unpack
 from pynenc.status import InvocationStatus
@@ -112,11 +114,22 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         self._runner.on_outcome(self._submission, self._index, lambda: callback(self))
 
     @property
+    def has_outcome(self) -> bool:
+        """Whether its result or its exception is here already."""
+        return self._submission.has_outcome(self._index)
+
+    @property
     def _runner(self) -> RemoteRunner:
         return self._submission.runner
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _by_id, (self._task.app, self.invocation_id)
+        found = context.collector.found
+        if found is None:
+            return _by_id, (self._task.app, self.invocation_id)
+        _check_same_app(self._task.app)
+        number, index = self._submission.number, self._index
+        found.append((number, index, index + 1))
+        return result_of, (invocation_number(number, index),)
 
 
 def _by_id(app: Any, invocation_id: str) -> Any:
@@ -139,16 +152,42 @@ class ReusedInvocation(DistributedInvocation[Params, Result]):
         self.diff_arg = diff_arg
 
 
+class Reuse(NamedTuple):
+    """Says of an invocation in a group that it was there before; `diff_arg` as in `ReusedInvocation`."""
+
+    diff_arg: Arguments | None = None
+
+
+class Part(NamedTuple):
+    """The calls `[first, stop)` of a batch, as they lie side by side in a group."""
+
+    submission: Submission
+    first: int
+    stop: int
+    reused: Reuse | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether one of them has no outcome yet."""
+        submission = self.submission
+        return submission.unfinished > 0 and not all(map(submission.has_outcome, range(self.first, self.stop)))
+
+
+def whole(submission: Submission) -> Part:
+    """All calls of a batch."""
+    return Part(submission, 0, submission.count)
+
+
 class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
     """The calls of one `parallelize`; a few objects per batch, none per call."""
 
-    __slots__ = ("_firsts", "_runner", "_size", "_submissions", "_task")
+    __slots__ = ("_firsts", "_parts", "_runner", "_size", "_task")
 
-    def __init__(self, task: Task[Params, Result], runner: RemoteRunner, submissions: list[Submission]) -> None:
+    def __init__(self, task: Task[Params, Result], runner: RemoteRunner, parts: list[Part]) -> None:
         self._task = task
         self._runner = runner
-        self._submissions = submissions
-        ends = list(accumulate(submission.count for submission in submissions))
+        self._parts = parts
+        ends = list(accumulate(part.stop - part.first for part in parts))
         self._firsts = [0, *ends[:-1]]
         self._size = ends[-1] if ends else 0
 
@@ -162,30 +201,30 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
 
     @property
     def outcomes(self) -> Iterator[Outcome[Result]]:
-        for submission in self._submissions:
-            yield from _outcomes_of(self._runner, submission)
+        for part in self._parts:
+            yield from _outcomes_of(part)
 
     def as_completed(self) -> Iterator[BaseInvocation[Params, Result]]:
-        seen: dict[int, set[int]] = {}  # Of unfinished batches only.
-        left = self._submissions
+        seen: dict[int, set[int]] = {}  # Of unfinished parts only.
+        left = list(enumerate(self._parts))
         while left:
-            for submission, index in self._wait_fresh(left, seen):
-                yield DistributedInvocation(self._task, submission, index)
-            left = [one for one in left if one.unfinished or len(seen.get(one.number, ())) < one.count]
+            for at, index in self._wait_fresh(left, seen):
+                yield self._in_part(self._parts[at], index)
+            left = [(at, part) for at, part in left if len(seen.get(at, ())) < part.stop - part.first]
 
-    def _wait_fresh(self, left: list[Submission], seen: dict[int, set[int]]) -> list[tuple[Submission, int]]:
+    def _wait_fresh(self, left: list[tuple[int, Part]], seen: dict[int, set[int]]) -> list[tuple[int, int]]:
         """The calls that have got their outcome since they were last asked for."""
-        fresh: list[tuple[Submission, int]] = []
+        fresh: list[tuple[int, int]] = []
 
         def something_came() -> bool:
             fresh.extend(_unseen_outcomes(left, seen))
             return bool(fresh)
 
-        self._runner.wait_until(something_came, None, left)
+        self._runner.wait_until(something_came, None, [part.submission for _, part in left])
         return fresh
 
     def wait(self, timeout: float | None = None) -> bool:
-        pending = iter(self._submissions)
+        pending = iter(self._parts)
         current = next(pending, None)
 
         def all_done() -> bool:
@@ -194,78 +233,115 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
                 current = next(pending, None)
             return current is None
 
-        return self._runner.wait_until(all_done, timeout, self._submissions)
+        return self._runner.wait_until(all_done, timeout, [part.submission for part in self._parts])
 
     def cancel(self, force: bool = False) -> None:
-        self._runner.cancel([(one, 0, one.count) for one in self._submissions if one.unfinished], force)
+        self._runner.cancel([part[:3] for part in self._parts if part.unfinished], force)
 
     @property
     def counts(self) -> dict[InvocationStatus, int]:
-        failed = sum(len(one.failures) for one in self._submissions)
-        unfinished = sum(one.unfinished for one in self._submissions)
-        counts = Counter(one.final_status(index) for one in self._submissions for index in one.failures)
+        counts: Counter[InvocationStatus] = Counter()
+        unfinished = 0
+        for submission, first, stop, _ in self._parts:
+            failed = [index for index in submission.failures if first <= index < stop]
+            counts.update(submission.final_status(index) for index in failed)
+            left = sum(not submission.has_outcome(i) for i in range(first, stop)) if submission.unfinished else 0
+            unfinished += left
+            counts[InvocationStatus.SUCCESS] += stop - first - len(failed) - left
         if unfinished:
-            counts.update(self._runner.counts_of([one for one in self._submissions if one.unfinished]))
-        counts[InvocationStatus.SUCCESS] = self._size - failed - unfinished
+            live = {part.submission.number: part.submission for part in self._parts if part.submission.unfinished}
+            counts.update(self._runner.counts_of(list(live.values()), unfinished))
         return {status: counts[status] for status in InvocationStatus if counts[status]}
 
     def __len__(self) -> int:
         return self._size
 
     def _at(self, index: int) -> DistributedInvocation[Params, Result]:
-        batch = bisect_right(self._firsts, index) - 1
-        return DistributedInvocation(self._task, self._submissions[batch], index - self._firsts[batch])
+        at = bisect_right(self._firsts, index) - 1
+        part = self._parts[at]
+        return self._in_part(part, part.first + index - self._firsts[at])
+
+    def _in_part(self, part: Part, index: int) -> DistributedInvocation[Params, Result]:
+        if part.reused is not None:
+            return ReusedInvocation(self._task, part.submission, index, part.reused.diff_arg)
+        return DistributedInvocation(self._task, part.submission, index)
 
     def _result_stretches(self) -> Iterator[list[Result]]:
         """The results, unpickled a stretch at a time; nothing is done per call."""
-        for submission in self._submissions:
-            yield from wait_stretches(self._runner, submission)
+        for part in self._parts:
+            yield from wait_stretches(part)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        ranges = [(part.submission.number, part.first, part.stop) for part in self._parts]
+        collector = context.collector
+        if collector.found is None:
+            return _group_by_ids, (self._task, ranges)
+        _check_same_app(self._task.app)
+        collector.found += ranges
+        return results_of, (self._task, ranges)
 
 
-def wait_stretches(runner: RemoteRunner, submission: Submission) -> Iterator[list[Any]]:
-    """The results of a batch in order, a stretch at a time, each as soon as it is there; raises what a call raised."""
-    index = 0
-    while index < submission.count:
-        stretch = _wait_stretch(runner, submission, index)
+def _group_by_ids(task: Any, ranges: list[tuple[int, int, int]]) -> Any:
+    return task.app.runner.group_of(task, ranges)
+
+
+def wait_stretches(part: Part) -> Iterator[list[Any]]:
+    """The results of some calls in order, a stretch at a time, each as soon as it is there; raises what a call raised."""
+    submission, index, stop, _ = part
+    while index < stop:
+        stretch = _wait_stretch(submission, index)
         if stretch is None:
             error = submission.error(index)
             assert error is not None
             raise error
-        yield unpack(stretch.packing, stretch.payload)
-        index = stretch.stop
+        yield _values_in(stretch, index, stop)
+        index = min(stop, stretch.stop)
 
 
-def _wait_stretch(runner: RemoteRunner, submission: Submission, index: int) -> Results | None:
-    """The results that begin with a call; None when it failed."""
+def _wait_stretch(submission: Submission, index: int) -> Results | None:
+    """The results among which that of a call is; None when it failed."""
     if submission.unfinished:
-        runner.wait_until(lambda: index in submission.stretches or index in submission.failures, None, [submission])
-    return submission.stretches.get(index)
+        submission.runner.wait_until(lambda: submission.has_outcome(index), None, [submission])
+    return submission.stretch_of(index)
 
 
-def _outcomes_of(runner: RemoteRunner, submission: Submission) -> Iterator[Outcome[Any]]:
-    index = 0
-    while index < submission.count:
-        stretch = _wait_stretch(runner, submission, index)
+def _values_in(stretch: Results, first: int, stop: int) -> list[Any]:
+    values = unpack(stretch.packing, stretch.payload)
+    if first == stretch.first and stretch.stop <= stop:
+        return values
+    return values[first - stretch.first : stop - stretch.first]
+
+
+def _outcomes_of(part: Part) -> Iterator[Outcome[Any]]:
+    submission, index, stop, _ = part
+    while index < stop:
+        stretch = _wait_stretch(submission, index)
         if stretch is None:
             yield Outcome(None, submission.error(index))
             index += 1
         else:
-            for value in unpack(stretch.packing, stretch.payload):
+            for value in _values_in(stretch, index, stop):
                 yield Outcome(value, None)
-            index = stretch.stop
+            index = min(stop, stretch.stop)
 
 
-def _unseen_outcomes(submissions: list[Submission], seen: dict[int, set[int]]) -> Iterator[tuple[Submission, int]]:
-    for submission in submissions:
-        before = seen.setdefault(submission.number, set())
-        if len(before) == submission.count - submission.unfinished:
+def _unseen_outcomes(parts: list[tuple[int, Part]], seen: dict[int, set[int]]) -> Iterator[tuple[int, int]]:
+    for at, (submission, first, stop, _) in parts:
+        before = seen.setdefault(at, set())
+        if submission.count == stop - first and len(before) == submission.count - submission.unfinished:
             continue
         for stretch in list(submission.stretches.values()):
-            for index in range(stretch.first, stretch.stop):
+            for index in range(max(first, stretch.first), min(stop, stretch.stop)):
                 if index not in before:
                     before.add(index)
-                    yield submission, index
+                    yield at, index
         for index in list(submission.failures):
-            if index not in before:
+            if index not in before and first <= index < stop:
                 before.add(index)
-                yield submission, index
+                yield at, index
+
+
+def _check_same_app(app: Any) -> None:
+    called = context.collector.app
+    if app is not called:
+        raise TypeError(f"an invocation of app {app.app_id!r} cannot be an argument in app {called.app_id!r}")

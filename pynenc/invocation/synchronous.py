@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from pynenc import execution
+from pynenc import context, execution
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
 from pynenc.status import InvocationStatus, check_change
 from pynenc.types import Params, Result
@@ -108,6 +108,13 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
             raise self._error
         return self._value  # type: ignore[no-any-return]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = context.collector.found
+        if found is None:
+            raise TypeError("an invocation of synchronous mode exists in its process only: pass its result")
+        found.append(self)
+        return _given, (self._value,)
+
     def add_done_callback(self, callback: Callable[[Self], object]) -> None:
         try:
             callback(self)
@@ -115,6 +122,11 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
             import logging
 
             logging.getLogger("pynenc").exception("a done callback of %r raised", self)
+
+
+def _given(value: Any) -> Any:
+    """What stands in an argument for the result of an invocation."""
+    return value
 
 
 class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
@@ -153,6 +165,9 @@ class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
     def counts(self) -> dict[InvocationStatus, int]:
         statuses = [invocation.status for invocation in self._invocations]
         return {status: statuses.count(status) for status in InvocationStatus if status in statuses}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _given, (list(self._invocations),)
 
     def __len__(self) -> int:
         return len(self._invocations)

@@ -94,6 +94,7 @@ class Kind(IntEnum):
     RESUME = 26
     RESUMED = 27
     WAITS = 28
+    COMMON = 29
 
 
 class Ending(IntEnum):
@@ -103,6 +104,7 @@ class Ending(IntEnum):
     FAILED = 1
     CANCELLED = 2
     KILLED = 3
+    CONTROLLED = 4
 
 
 NOT_RETRIABLE = -2.0
@@ -122,10 +124,10 @@ class Packing(IntEnum):
 
 
 _U64 = Struct("<Q")
-_BATCH = Struct("<QIIQQdB")
+_BATCH = Struct("<QIIQQdBI")
 _RESULTS = Struct("<QIIIBddI")
 _FAILURE = Struct("<QIIIIBddd4I")
-_LEASE = Struct("<QQIIIIB")
+_LEASE = Struct("<QQIIIIQB")
 _ROWS_COUNT = Struct("<I")
 
 
@@ -140,14 +142,20 @@ class Batch(NamedTuple):
     registered: float
     packing: int
     payload: bytes
+    extras: bytes = b""
+    """See `extras`."""
 
     def to_frame(self) -> bytes:
-        return frame(Kind.BATCH, _BATCH.pack(*self[:7]), self.payload)
+        return frame(Kind.BATCH, _BATCH.pack(*self[:7], len(self.extras)), self.extras, self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Batch:
         _check(body, _BATCH)
-        made = cls._make((*_BATCH.unpack_from(body), body[_BATCH.size :]))
+        *head, extras = _BATCH.unpack_from(body)
+        split = _BATCH.size + extras
+        made = cls._make((*head, body[split:], body[_BATCH.size : split]))
+        if split > len(body):
+            raise ProtocolError(f"batch {made.id} is too short")
         if not 1 <= made.count <= MAX_BATCH_CALLS or made.packing not in _PACKINGS:
             raise ProtocolError(f"batch {made.id}: {made.count} calls in packing {made.packing}")
         return made
@@ -256,11 +264,13 @@ class Lease(NamedTuple):
     stop: int
     attempt: int
     """How many attempts there were before; all calls of a lease have the same."""
+    common: int
+    """The number of the arguments that all its calls share, 0 for none."""
     packing: int
     payload: bytes
 
     def to_frame(self) -> bytes:
-        return frame(Kind.LEASE, _LEASE.pack(*self[:7]), self.payload)
+        return frame(Kind.LEASE, _LEASE.pack(*self[:8]), self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Lease:
@@ -300,6 +310,16 @@ def number_from(body: bytes) -> int:
     _check(body, _U64)
     number: int = _U64.unpack_from(body)[0]
     return number
+
+
+def bytes_frame(kind: Kind, number: int, body: bytes) -> bytes:
+    """A frame of an unsigned integer and bytes."""
+    return frame(kind, _U64.pack(number), body)
+
+
+def bytes_from(body: bytes) -> tuple[int, bytes]:
+    """The integer and the bytes of such a frame."""
+    return number_from(body), body[_U64.size :]
 
 
 def json_frame(kind: Kind, **fields: Any) -> bytes:

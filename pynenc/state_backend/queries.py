@@ -5,12 +5,12 @@ from __future__ import annotations
 ADD_CLIENT = "INSERT INTO clients (pid, connected) VALUES (?, ?)"
 ADD_TASK = "INSERT OR IGNORE INTO tasks (task_id, options, context) VALUES (?, ?, ?)"
 TASK_NUMBER = "SELECT id FROM tasks WHERE task_id = ? AND options = ? AND context = ?"
-ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_FAILURE = "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 BATCH = (
-    "SELECT task_id, count, group_id, parent, registered, packing, arguments "
+    "SELECT task_id, count, group_id, parent, registered, packing, arguments, extras "
     "FROM batches JOIN tasks ON tasks.id = batches.task WHERE batches.id = ?"
 )
 ARGUMENTS = "SELECT arguments FROM batches WHERE id = ?"
@@ -30,5 +30,21 @@ COUNTS_BY_TASK = (
     " FROM batches JOIN tasks ON tasks.id = batches.task"
     ") GROUP BY task_id ORDER BY task_id"
 )
+ADD_CACHE_KEY = "INSERT OR IGNORE INTO cache_keys VALUES (?, ?)"
+CACHED = (
+    "SELECT id FROM cache_keys WHERE key = ? AND EXISTS ("
+    " SELECT 1 FROM results WHERE results.id BETWEEN (cache_keys.id >> 10) << 10 AND cache_keys.id"
+    "  AND (cache_keys.id & 1023) < results.stop"
+    ") ORDER BY id DESC LIMIT 1"
+)
+ADD_NAMED_BATCH = "INSERT OR IGNORE INTO named_batches VALUES (?, ?)"
+NAMED_BATCHES = "SELECT batch FROM named_batches WHERE group_id = ? ORDER BY batch"
+NAME_GROUP = "INSERT OR IGNORE INTO named_groups VALUES (?, ?, ?)"
+NAMED_GROUP = "SELECT id FROM named_groups WHERE task_id = ? AND name = ?"
+ADD_COMMON = "INSERT INTO common_arguments (payload) VALUES (?)"
+COMMON = "SELECT payload FROM common_arguments WHERE id = ?"
 
-PURGE = ("DELETE FROM results", "DELETE FROM failures", "DELETE FROM batches")
+PURGE = tuple(
+    f"DELETE FROM {table}"
+    for table in ("results", "failures", "batches", "cache_keys", "named_batches", "named_groups", "common_arguments")
+)

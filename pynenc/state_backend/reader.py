@@ -23,6 +23,7 @@ class StoredBatch(NamedTuple):
     registered: float
     packing: int
     arguments: bytes
+    extras: bytes
 
 
 class TaskCounts(NamedTuple):
@@ -65,6 +66,19 @@ class Reader:
         """How many attempts of a call were followed by another."""
         rows = self._rows(queries.COUNT_RETRIES, (invocation_number(batch, index),))
         return int(rows[0][0]) if rows else 0
+
+    def cached(self, keys: Sequence[bytes]) -> list[int]:
+        """For each key of the result cache, the latest invocation that has a result; 0 for none."""
+        return [rows[0][0] if (rows := self._rows(queries.CACHED, (key,))) else 0 for key in keys]
+
+    def named_batches(self, group: int) -> list[int]:
+        """The batches of a named group, the oldest first."""
+        return [row[0] for row in self._rows(queries.NAMED_BATCHES, (group,))]
+
+    def common_arguments(self, number: int) -> bytes:
+        """Arguments that the calls of a group share."""
+        payload: bytes = self._rows(queries.COMMON, (number,))[0][0]
+        return payload
 
     def counts_by_task(self) -> list[TaskCounts]:
         """How many calls there are of each task, and how many ended how."""

@@ -24,7 +24,35 @@ CREATE TABLE batches (
     parent     INTEGER NOT NULL,  -- the invocation that made the calls, 0 for none
     registered REAL    NOT NULL,
     packing    INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
-    arguments  BLOB    NOT NULL
+    arguments  BLOB    NOT NULL,
+    extras     BLOB    NOT NULL   -- keys, dependencies, common arguments (protocol/extras.py); mostly empty
+);
+
+-- Which calls may answer others of the same key; whether they have a result is looked up.
+CREATE TABLE cache_keys (
+    key BLOB    NOT NULL,
+    id  INTEGER NOT NULL,  -- the invocation
+    PRIMARY KEY (key, id)
+) WITHOUT ROWID;
+
+-- A name for a group of one task; `id` is its first batch.
+CREATE TABLE named_groups (
+    task_id TEXT    NOT NULL,
+    name    TEXT    NOT NULL,
+    id      INTEGER NOT NULL,
+    PRIMARY KEY (task_id, name)
+) WITHOUT ROWID;
+
+CREATE TABLE named_batches (
+    group_id INTEGER NOT NULL,
+    batch    INTEGER NOT NULL,
+    PRIMARY KEY (group_id, batch)
+) WITHOUT ROWID;
+
+-- Arguments that all calls of a group share.
+CREATE TABLE common_arguments (
+    id      INTEGER PRIMARY KEY,
+    payload BLOB NOT NULL
 );
 
 -- The calls [first, stop) of one batch that succeeded on one worker, in one stretch.
@@ -45,7 +73,7 @@ CREATE TABLE failures (
     stop      INTEGER NOT NULL,
     worker    INTEGER NOT NULL,
     attempt   INTEGER NOT NULL,  -- how many there were before
-    ending    INTEGER NOT NULL CHECK (ending BETWEEN 0 AND 3),  -- 0: tried again; 1: failed; 2: cancelled; 3: killed
+    ending    INTEGER NOT NULL CHECK (ending BETWEEN 0 AND 4),  -- 0: tried again; 1: failed; 2: cancelled; 3: killed; 4: not run because of others
     started   REAL    NOT NULL,
     ended     REAL    NOT NULL CHECK (ended >= 0),
     type_name TEXT    NOT NULL,

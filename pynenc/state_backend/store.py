@@ -13,7 +13,8 @@ import time
 from typing import Any
 
 from pynenc.exceptions import StateBackendError
-from pynenc.protocol.messages import Batch, Failure, Results, invocation_number
+from pynenc.protocol.extras import KEY_BYTES, Extras, key_at
+from pynenc.protocol.messages import Batch, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries, reader
 
 CHECKPOINT_BYTES = 32 << 20
@@ -32,6 +33,8 @@ class Store:
     def __init__(self, path: str, durability: str = "NORMAL") -> None:
         self.path = path
         self._batches: list[tuple[Any, ...]] = []
+        self._cache_keys: list[tuple[bytes, int]] = []
+        self._named_batches: list[tuple[int, int]] = []
         self._results: list[tuple[Any, ...]] = []
         self._failures: list[tuple[Any, ...]] = []
         self._written = 0
@@ -62,6 +65,31 @@ class Store:
 
     def add_batch(self, batch: Batch) -> None:
         self._batches.append(batch)
+        if batch.extras:
+            extras = Extras.from_bytes(batch.extras, batch.count)
+            self._cache_keys += [
+                (key_at(extras.cache, index), invocation_number(batch.id, index))
+                for index in range(len(extras.cache) // KEY_BYTES)
+            ]
+            if extras.items:
+                self._named_batches.append((batch.group, batch.id))
+
+    def add_common_arguments(self, payload: bytes) -> int:
+        """Keep arguments that the calls of a group share; their number."""
+        number = self._connection.execute(queries.ADD_COMMON, (payload,)).lastrowid
+        assert number is not None
+        return number
+
+    def common_arguments(self, number: int) -> bytes:
+        """Arguments that the calls of a group share."""
+        payload: bytes = self._connection.execute(queries.COMMON, (number,)).fetchone()[0]
+        return payload
+
+    def name_group(self, task_id: str, name: str, group: int) -> int:
+        """Give a group its name, unless there is a group of that name; the group's number."""
+        self._connection.execute(queries.NAME_GROUP, (task_id, name, group))
+        number: int = self._connection.execute(queries.NAMED_GROUP, (task_id, name)).fetchone()[0]
+        return number
 
     def add_results(self, results: Results) -> None:
         number = invocation_number(results.batch, results.first)
@@ -88,6 +116,10 @@ class Store:
             if self._batches:
                 many(queries.ADD_BATCH, self._batches)
                 self._written += sum(len(row[7]) for row in self._batches)
+            if self._cache_keys:
+                many(queries.ADD_CACHE_KEY, self._cache_keys)
+            if self._named_batches:
+                many(queries.ADD_NAMED_BATCH, self._named_batches)
             if self._results:
                 many(queries.ADD_RESULTS, self._results)
             if self._failures:
@@ -99,6 +131,8 @@ class Store:
             raise StateBackendError(f"{self.path} did not take a commit: {error}") from error
         self._written += 4096
         self._batches.clear()
+        self._cache_keys.clear()
+        self._named_batches.clear()
         self._results.clear()
         self._failures.clear()
         if self._written > CHECKPOINT_BYTES:
@@ -116,6 +150,21 @@ class Store:
     def failure_at(self, number: int) -> Failure:
         """The failure of this invocation."""
         return reader.failure_from(self._connection.execute(queries.FAILURE_AT, (number,)).fetchone())
+
+    def failure_of(self, number: int) -> Failure | None:
+        """Why this invocation has no result, if that is known."""
+        batch, index = split_number(number)
+        _, failures = self.outcomes_of(batch)
+        return next((one for one in failures if one.first <= index < one.stop), None)
+
+    def first_without_result(self, batch: int, first: int, stop: int) -> int:
+        """The first of the calls `[first, stop)` of a batch that has no result, as an invocation number; 0 if all have."""
+        results, _ = self.outcomes_of(batch)
+        at = first
+        for one in results:
+            if one.first <= at:
+                at = max(at, one.stop)
+        return 0 if at >= stop else invocation_number(batch, at)
 
     def outcomes_of(self, batch: int) -> tuple[list[Results], list[Failure]]:
         """All results and failures of a batch that were committed."""

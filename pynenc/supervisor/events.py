@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple, TypeAlias
 
+from pynenc.protocol.extras import NONE, Extras
+
 
 class Ended(Enum):
     """Why the supervisor ends a call that did not end by itself."""
@@ -13,6 +15,8 @@ class Ended(Enum):
     CANCELLED = "cancelled"
     KILLED = "killed"
     EXPIRED = "expired"
+    CONTROLLED = "controlled"
+    DEPENDENCY = "dependency"
 
 
 class TaskOptions(NamedTuple):
@@ -29,6 +33,8 @@ class TaskOptions(NamedTuple):
     retry_on_timeout: bool = False
     expires_s: float = 0.0
     priority: int = 0
+    max_running: int = 1
+    reroute: bool = True
 
 
 class TaskDeclared(NamedTuple):
@@ -39,12 +45,28 @@ class TaskDeclared(NamedTuple):
 
 
 class BatchArrived(NamedTuple):
-    """A client submitted a batch. `source` names the queue in which it waits its turn."""
+    """A client submitted a batch.
+
+    Attributes:
+        source: Names the queue in which it waits its turn.
+        extras: The keys and the dependencies of its calls.
+        settled: What is known of those dependencies whose batches are finished: the calls `[first, stop)` of a batch all
+            have their results (0), or this invocation of them has not.
+    """
 
     batch: int
     task: int
     count: int  # type: ignore[assignment]
     source: int
+    extras: Extras = NONE
+    settled: dict[tuple[int, int, int], int] = {}  # noqa: RUF012
+
+
+class BatchOffered(NamedTuple):
+    """A client submits a batch unless calls with the same registration keys wait already. All workers' positions."""
+
+    batch: BatchArrived
+    positions: dict[int, int]
 
 
 class CallsSucceeded(NamedTuple):
@@ -158,6 +180,7 @@ class Looked(NamedTuple):
 Event: TypeAlias = (
     TaskDeclared
     | BatchArrived
+    | BatchOffered
     | CallsSucceeded
     | CallFailed
     | RetryDue
@@ -262,6 +285,8 @@ class EndCalls(NamedTuple):
     why: Ended
     worker: int = 0
     again: bool = False
+    root: int = 0
+    """The number of the invocation that failed, for those that depend on it."""
 
 
 class KeepAttempt(NamedTuple):
@@ -290,6 +315,22 @@ class CallLater(NamedTuple):
     event: RetryDue | CallsWithdrawn
 
 
+class Reused(NamedTuple):
+    """A call of an offered batch is the same as this call, which waits already; `differs`: but for other arguments."""
+
+    index: int  # type: ignore[assignment]
+    batch: int
+    there: int
+    differs: bool
+
+
+class AnswerOffer(NamedTuple):
+    """Tell a client what became of the batch that it offered: it is taken when none of its calls is there already."""
+
+    batch: int
+    reused: list[Reused]
+
+
 class BatchFinished(NamedTuple):
     """All calls of a batch have their outcome."""
 
@@ -312,5 +353,6 @@ Effect: TypeAlias = (
     | KillWorker
     | WatchTimes
     | CallLater
+    | AnswerOffer
     | BatchFinished
 )

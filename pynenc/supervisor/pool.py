@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
+from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
@@ -34,6 +35,7 @@ class Worker:
 
     Attributes:
         tasks: The numbers of the tasks it was told about.
+        common_arguments: The numbers of those it holds.
         output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
         ran_s: For how long it had run its last call when it ended.
@@ -46,6 +48,7 @@ class Worker:
         self.peer: Peer
         self.pid = 0
         self.tasks: set[int] = set()
+        self.common_arguments = Recent()
         self.output_of = 0
         self.death = ""
         self.ran_s = 0.0

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any, assert_never
 
 from pynenc.exceptions import ProtocolError
+from pynenc.protocol.extras import Extras
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
@@ -24,6 +25,8 @@ from pynenc.protocol.messages import (
     Lease,
     Pause,
     Results,
+    bytes_frame,
+    bytes_from,
     format_invocation_id,
     invocation_number,
     json_frame,
@@ -35,8 +38,10 @@ from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.events import (
     AddWorker,
+    AnswerOffer,
     BatchArrived,
     BatchFinished,
+    BatchOffered,
     CallFailed,
     CallLater,
     CallsSucceeded,
@@ -126,6 +131,10 @@ class Turn:
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
+        self._offers: dict[int, tuple[Client, Batch]] = {}
+        self._dependents: set[int] = set()
+        self._failures: dict[int, Failure] = {}
+        self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
         self._after_commit: list[tuple[Peer, bytes]] = []
@@ -136,13 +145,16 @@ class Turn:
             return
         events, self._events = self._events, []
         for event, outcome in events:
-            for effect in self._orchestrator.handle(event):
+            for effect in self._orchestrator.handle(self._with_settled(event)):
                 self._apply(effect, outcome)
         for effect in self._orchestrator.lease_ready_calls():
             self._apply(effect, None)
-        self.loop.flush()
+        if not self._leases_wait:
+            self.loop.flush()
+        self._leases_wait = False
         self._store.commit()
         self._payloads.committed()
+        self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
         self._deliveries.clear()
@@ -187,6 +199,10 @@ class Turn:
                 self._query(client, json_from(body))
             elif kind == Kind.CANCEL:
                 self._cancel(json_from(body))
+            elif kind == Kind.COMMON:
+                token, payload = bytes_from(body)
+                number = self._store.add_common_arguments(payload)
+                self._after_commit.append((peer, json_frame(Kind.REPORT, token=token, number=number)))
             elif kind == Kind.GOODBYE:
                 self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
                 self.loop.end(peer, "it said goodbye")
@@ -204,11 +220,33 @@ class Turn:
         if batch.id in self._orchestrator.batches:
             return
         batch = batch._replace(task=task.number)
+        extras = Extras.from_bytes(batch.extras, batch.count)
+        # Groups are named by their first batch, so a client's own number is free to name its single calls.
+        arrived = BatchArrived(batch.id, task.number, batch.count, batch.group or client.number, extras)
+        if extras.registration:
+            self._offers[batch.id] = (client, batch)
+            self._events.append((BatchOffered(arrived, self._positions()), None))
+        else:
+            self._take_batch(batch)
+            self._events.append((arrived, None))
+
+    def _take_batch(self, batch: Batch) -> None:
         self._store.add_batch(batch)
         self._payloads.add(batch)
-        # Groups are named by their first batch, so a client's own number is free to name its single calls.
-        source = batch.group or client.number
-        self._events.append((BatchArrived(batch.id, task.number, batch.count, source), None))
+
+    def _with_settled(self, event: Event) -> Event:
+        """A new batch, with what is known of dependencies that are finished."""
+        arrived = event.batch if isinstance(event, BatchOffered) else event
+        if not isinstance(arrived, BatchArrived) or not arrived.extras.dependencies:
+            return event
+        self._dependents.add(arrived.batch)
+        self._store.commit()  # What has just been kept is looked up, too.
+        settled: dict[tuple[int, int, int], int] = {}
+        for on in arrived.extras.depended_on():
+            if on.batch not in self._orchestrator.batches and on[1:] not in settled:
+                settled[on[1:]] = self._store.first_without_result(*on[1:])
+        arrived = arrived._replace(settled=settled)
+        return event._replace(batch=arrived) if isinstance(event, BatchOffered) else arrived
 
     def _task_came(self, client: Client, fields: dict[str, Any]) -> None:
         import json
@@ -255,6 +293,9 @@ class Turn:
             answer = self._counts_of(set(fields["batches"]))
         elif what == "report":
             answer = self.report()
+        elif what == "name_group":
+            group = self._store.name_group(str(fields["task"]), str(fields["name"]), int(fields["group"]))
+            answer = {"group": group}
         elif what == "stop":
             answer = {}
             self._pool.persistent = False
@@ -335,8 +376,11 @@ class Turn:
             case KeepOutcome():
                 assert outcome is not None
                 self._keep(outcome)
+            case AnswerOffer():
+                self._answer_offer(effect)
             case BatchFinished():
                 self._payloads.drop(effect.batch)
+                self._dependents.discard(effect.batch)
             case FailLost():
                 self._keep(self._lost_failure(effect))
             case EndCalls():
@@ -377,16 +421,27 @@ class Turn:
             case _:
                 assert_never(effect)
 
+    def _answer_offer(self, answer: AnswerOffer) -> None:
+        client, batch = self._offers.pop(answer.batch)
+        if not answer.reused:
+            self._take_batch(batch)
+        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=batch.id, reused=answer.reused)))
+
     def _lease(self, lease: LeaseCalls) -> None:
         worker = self._pool.workers[lease.worker]
+        if lease.batch in self._dependents:
+            self._leases_wait = True  # The worker reads results that may not be committed yet.
         self._direct_output(worker, lease.batch >> BATCH_NUMBER_BITS)
         if lease.task not in worker.tasks:
             worker.tasks.add(lease.task)
             task = self._tasks[lease.task]
             worker.peer.send(json_frame(Kind.TASK, number=task.number, task_id=task.task_id, context=task.context))
+        common = self._orchestrator.batches[lease.batch].extras.common
+        if common and worker.common_arguments.add(common):
+            worker.peer.send(bytes_frame(Kind.COMMON, common, self._store.common_arguments(common)))
         packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
         message = Lease(
-            lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, packing, payload
+            lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, common, packing, payload
         )
         worker.peer.send(message.to_frame())
 
@@ -408,6 +463,8 @@ class Turn:
             self._store.add_results(outcome)
         else:
             self._store.add_failure(outcome)
+            for index in range(outcome.first, outcome.stop):
+                self._failures[invocation_number(outcome.batch, index)] = outcome
         self._deliveries.append(outcome)
 
     def _deliver(self, outcome: Results | Failure) -> None:
@@ -475,6 +532,15 @@ class Turn:
             case Ended.CANCELLED:
                 type_name, ending = "InvocationCancelledError", Ending.CANCELLED
                 message = f"it was cancelled before it began (task {task_id})"
+            case Ended.CONTROLLED:
+                type_name, ending = "InvocationControlledError", Ending.CONTROLLED
+                message = (
+                    f"it was not run: as many calls of its key ran as may (task {task_id}, options running_concurrency, "
+                    "max_running and reroute_on_concurrency_control=False)"
+                )
+            case Ended.DEPENDENCY:
+                type_name, ending = "DependencyError", Ending.FAILED
+                message = self._why_dependency_failed(ended.root)
             case _:
                 assert_never(ended.why)
         failure = Failure(
@@ -496,6 +562,15 @@ class Turn:
             self._store.add_failure(failure)
         else:
             self._keep(failure)
+
+    def _why_dependency_failed(self, root: int) -> str:
+        failure = self._failures.get(root) or self._store.failure_of(root)
+        if failure is not None and failure.type_name == "DependencyError":
+            return failure.message  # It names the invocation with which it began.
+        called = format_invocation_id(root)
+        if failure is None:
+            return f"it was not run: invocation {called}, whose result it takes, has no result, and nobody runs it"
+        return f"it was not run: invocation {called}, whose result it takes, ended with {failure.type_name}: {failure.message}"
 
     def _lost_failure(self, lost: FailLost) -> Failure:
         worker = self._pool.lost[lost.worker]
@@ -569,11 +644,21 @@ class Turn:
             for leased in leases.outstanding:
                 if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
                     position = leased.position + index - leased.calls.first
-                    return "RUNNING" if position <= self._pool.workers[number].slot.position else "PENDING"
+                    if position > self._pool.workers[number].slot.position:
+                        return "PENDING"
+                    return "RESUMED" if position == leases.resumed else "RUNNING"
         unfinished = self._orchestrator.batches.get(batch)
         if unfinished is None:
             return "UNKNOWN"
-        return "RETRY" if index in unfinished.waiting else "REGISTERED"
+        if index in unfinished.waiting:
+            return "RETRY"
+        if any(
+            one.batch == batch and one.first <= index < one.stop
+            for blocked in self._orchestrator.keys.blocked.values()
+            for one in blocked
+        ):
+            return "CONCURRENCY_CONTROLLED"
+        return "REROUTED" if unfinished.rerouted or index in unfinished.losses else "REGISTERED"
 
     def _counts_of(self, batches: set[int]) -> dict[str, int]:
         pending = running = paused = 0
@@ -585,4 +670,10 @@ class Turn:
                     begun = min(max(position + 1, leased.position), leased.end)
                     running += begun - leased.position
                     pending += leased.end - begun
-        return {"PENDING": pending, "RUNNING": running, "PAUSED": paused}
+        controlled = sum(
+            one.stop - one.first
+            for blocked in self._orchestrator.keys.blocked.values()
+            for one in blocked
+            if one.batch in batches
+        )
+        return {"PENDING": pending, "RUNNING": running, "PAUSED": paused, "CONCURRENCY_CONTROLLED": controlled}

@@ -13,13 +13,16 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pynenc import context, execution
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
-from pynenc.protocol.messages import Kind, Lease, json_from, number_from
+from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
+from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import Slot
+from pynenc.serializer import loads
 from pynenc.system.spin import Spin
 from pynenc.task import Task, registered
 from pynenc.worker import lease as leases
@@ -103,6 +106,8 @@ class Worker:
         self._files: list[int] = []
         self._leases: deque[Lease | Output] = deque()
         self._tasks: dict[int, DeclaredTask] = {}
+        self._recent = Recent()
+        self._common: dict[int, bytes | dict[str, Any]] = {}
         self._dropped_to = 0
         self._switched: Kind | None = None
         self.shipper = leases.Shipper(self.send, number)
@@ -116,6 +121,8 @@ class Worker:
                     return
             self.shipper.ship()
             self.shipper.unwatch()
+            # Only now does no lease refer to what is not recent.
+            self._common = {one: kept for one, kept in self._common.items() if one in self._recent}
 
     def _take_one(self) -> bool:
         if not self._leases:
@@ -156,13 +163,23 @@ class Worker:
         try:
             if declared.task is None:
                 declared.load()
+            func = declared.func
+            if lease.common:
+                func = partial(func, **self._common_arguments(lease))
         except BaseException as error:  # importing runs user code
             leases.fail(lease, error, self.slot, self.shipper)
             return
-        dropped_to = leases.run(lease, declared.task, declared.func, self.slot, self.shipper)
+        dropped_to = leases.run(lease, declared.task, func, self.slot, self.shipper)
         if dropped_to is not None:
             self._dropped_to = dropped_to
             self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
+
+    def _common_arguments(self, lease: Lease) -> dict[str, Any]:
+        """What the calls of a lease share; unpickled once."""
+        kept = self._common[lease.common]
+        if isinstance(kept, bytes):
+            kept = self._common[lease.common] = loads(kept)
+        return kept
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
@@ -182,6 +199,10 @@ class Worker:
             elif kind == Kind.TASK:
                 fields = json_from(body)
                 self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+            elif kind == Kind.COMMON:
+                number, payload = bytes_from(body)
+                self._recent.add(number)
+                self._common[number] = payload
             elif kind in (Kind.PAUSED, Kind.RESUMED):
                 self._switched = Kind(kind)
                 self._leases = deque(one for one in self._leases if isinstance(one, Output))

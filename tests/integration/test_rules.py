@@ -161,6 +161,8 @@ def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
     tasks.app.conf.num_workers = 1
     gate, log = tmp_path / "gate", str(tmp_path / "log")
     held = [tasks.wait_for(str(gate)) for _ in range(2)]
+    # Only then has the worker no room for one of those that follow before all of them are there.
+    wait_until(lambda: held[1].status is InvocationStatus.PENDING, "both are in the worker's hands")
     low = [rules.note(log, x) for x in range(3)]
     high = [rules.note.with_options(priority=5)(log, x) for x in range(10, 13)]
     group = rules.note.with_options(priority=9).parallelize([(log, x) for x in range(20, 23)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pynenc import serializer
 from pynenc.exceptions import ProtocolError
-from pynenc.protocol import messages
+from pynenc.protocol import extras, messages
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader, frame
 from pynenc.protocol.messages import Batch, Ending, Failure, Kind, Lease, Packing, Results
 
@@ -57,7 +57,8 @@ def test_values_come_back_from_any_packing(values: list[object]) -> None:
 def test_any_cut_of_a_batch_gives_the_arguments_of_its_calls(
     calls: list[tuple[object, ...]], data: st.DataObject
 ) -> None:
-    packing, payload = serializer.pack_arguments([serializer.freeze_arguments(call) for call in calls])
+    entries = [call if serializer.all_plain(call) else serializer.Frozen(serializer.dumps(call)) for call in calls]
+    packing, payload = serializer.pack_arguments(entries)
     first = data.draw(st.integers(0, len(calls) - 1))
     stop = data.draw(st.integers(first + 1, len(calls)))
     part = messages.slice_payload(packing, payload, first, stop)
@@ -84,6 +85,7 @@ def test_any_text_is_an_id_or_is_not(text: str) -> None:
 def test_messages_come_back_as_they_were() -> None:
     for message, kind in [
         (Batch(1 << 29, 2, 3, 4, 5, 6.5, Packing.ROWS, b"abc"), Kind.BATCH),
+        (Batch(1 << 29, 2, 3, 4, 5, 6.5, Packing.ROWS, b"abc", b"xy"), Kind.BATCH),
         (Results(1 << 29, 1, 3, 7, Packing.COLUMN, 1.5, 0.25, b"12345678" * 2, b"xyz"), Kind.RESULTS),
         (
             Failure(
@@ -91,8 +93,59 @@ def test_messages_come_back_as_they_were() -> None:
             ),
             Kind.FAILURE,
         ),
-        (Lease(9, 1 << 29, 2, 0, 3, 4, Packing.COLUMNS, b"abc"), Kind.LEASE),
+        (Lease(9, 1 << 29, 2, 0, 3, 4, 7, Packing.COLUMNS, b"abc"), Kind.LEASE),
     ]:
         [(found, body)] = FrameReader().feed(message.to_frame())  # type: ignore[attr-defined]
         assert found == kind
         assert type(message).from_body(body) == message  # type: ignore[attr-defined]
+
+
+KEYS = st.binary(min_size=extras.KEY_BYTES, max_size=extras.KEY_BYTES)
+
+
+@st.composite
+def extras_of_a_batch(draw: st.DrawFn) -> tuple[int, extras.Extras]:
+    count = draw(st.integers(1, 6))
+    columns = {
+        name: b"".join(draw(st.lists(KEYS, min_size=count, max_size=count))) if draw(st.booleans()) else b""
+        for name in ("running", "registration", "arguments", "cache")
+    }
+    dependencies = draw(
+        st.lists(
+            st.builds(
+                lambda index, batch, first, calls: extras.Dependency(index, batch, first, first + calls),
+                st.integers(0, count - 1),
+                st.integers(0, (1 << 53) - 1),
+                st.integers(0, 511),
+                st.integers(1, 512),
+            ),
+            max_size=4,
+        )
+    )
+    return count, extras.Extras(
+        **columns,
+        items=draw(st.sampled_from([b"", b"item" * count])),
+        dependencies=extras.dependencies_column(dependencies),
+        common=draw(st.integers(0, (1 << 63) - 1)),
+    )
+
+
+@given(extras_of_a_batch())
+def test_extras_come_back_as_they_were(made: tuple[int, extras.Extras]) -> None:
+    count, sent = made
+    assert extras.Extras.from_bytes(sent.to_bytes(), count) == sent
+
+
+@given(st.one_of(st.binary(max_size=120), extras_of_a_batch().map(lambda made: made[1].to_bytes()[:-1])))
+def test_bytes_that_are_no_extras_are_refused(body: bytes) -> None:
+    if not body:
+        assert extras.Extras.from_bytes(body, 3) == extras.NONE
+        return
+    with pytest.raises(ProtocolError):
+        extras.Extras.from_bytes(body, 3)
+
+
+@given(st.lists(KEYS, min_size=1, max_size=5), st.data())
+def test_a_single_key_holds_for_all_calls(keys: list[bytes], data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, len(keys) - 1))
+    assert extras.key_at(b"".join(keys), index) == keys[index if len(keys) > 1 else 0]

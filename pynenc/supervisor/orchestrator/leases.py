@@ -48,6 +48,8 @@ class WorkerLeases:
         wanted: Where to cut as soon as the cut has settled, when that is earlier.
         paused: The calls that wait for others, the innermost last, each with whether calls behind it in its lease were cut.
         awaited: The batches that each of them waits for.
+        resumed: The position of the call that went on last.
+        resuming: Whether the innermost of them could go on, but for calls that run beside which it may not run.
         threads: How many other threads of the call that runs wait.
         doomed: The position of the call because of which the worker is to be ended, and why.
     """
@@ -61,6 +63,8 @@ class WorkerLeases:
         "outstanding",
         "paused",
         "reached",
+        "resumed",
+        "resuming",
         "serial",
         "settled",
         "threads",
@@ -76,6 +80,8 @@ class WorkerLeases:
         self.paused: list[tuple[Leased, bool]] = []
         self.awaited: list[tuple[int, ...]] = []
         self.threads = 0
+        self.resumed = 0
+        self.resuming = False
         self.serial = 0
         self.settled = False
         self.wanted: int | None = None
@@ -164,6 +170,8 @@ class WorkerLeases:
 
     def resume(self) -> bool:
         """Take the innermost call that waited into hand again; False when nothing needs the cut any more."""
+        self.resuming = False
+        self.resumed = self.paused[-1][0].position
         waiting, behind = self.paused.pop()
         self.awaited.pop()
         self.outstanding.append(waiting)

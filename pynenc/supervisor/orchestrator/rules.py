@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import assert_never
 
+from pynenc.protocol.extras import KEY_BYTES, key_at
 from pynenc.protocol.messages import DEFAULT_DELAY, MAX_BATCH_CALLS, NOT_RETRIABLE
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
     AddWorker,
+    AnswerOffer,
     BatchArrived,
     BatchFinished,
+    BatchOffered,
     CallFailed,
     CallLater,
     CallsSucceeded,
@@ -32,6 +36,7 @@ from pynenc.supervisor.events import (
     ResumeWorker,
     RetireWorker,
     RetryDue,
+    Reused,
     TaskDeclared,
     ThreadsWait,
     TimesChecked,
@@ -42,6 +47,8 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
 )
+from pynenc.supervisor.orchestrator.concurrency import KeyHolders, stretches
+from pynenc.supervisor.orchestrator.dependencies import Dependencies
 from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
@@ -83,6 +90,9 @@ class Orchestrator:
         self.tasks: dict[int, TaskRules] = {}
         self.batches: dict[int, UnfinishedBatch] = {}
         self.workers: dict[int, WorkerLeases] = {}
+        self.keys = KeyHolders()
+        self.dependencies = Dependencies()
+        self._registered: dict[bytes, tuple[int, int, bytes]] = {}
         self._looking = False
         self._watching_times = False
 
@@ -93,6 +103,8 @@ class Orchestrator:
                 return self.calls_succeeded(event)
             case BatchArrived():
                 return self.batch_arrived(event)
+            case BatchOffered():
+                return self.batch_offered(event)
             case CallFailed():
                 return self.call_failed(event)
             case TaskDeclared():
@@ -139,10 +151,10 @@ class Orchestrator:
                 return effects
             task = self.tasks[broker.peek().task]
             calls = broker.take(self._lease_size(task, worker.load_s))
-            position = worker.add(calls, task.call_s or self.lease_s)
-            effects.append(LeaseCalls(number, position, *calls[:2], calls.first, calls.stop, calls.attempt))
-            if task.options.timeout_s and not self._watching_times:
-                effects.append(self._watch_times())
+            if self.batches[calls.batch].extras.running:
+                effects += self._lease_keyed(number, calls)
+            else:
+                effects += self._lease(number, worker, calls)
         if not self._looking and (self._someone_idles_beside_a_queue() or self._waiting_threads_hold_calls()):
             self._looking = True
             effects.append(LookAgain(LOOK_AGAIN_S))
@@ -153,11 +165,136 @@ class Orchestrator:
         if event.batch in self.batches:
             return []
         options = self.tasks[event.task].options
-        self.batches[event.batch] = UnfinishedBatch(event.task, event.source, event.count, options.priority)
-        self.broker.put(Range(event.batch, event.task, event.source, 0, event.count, 0, options.priority))
+        state = UnfinishedBatch(event.task, event.source, event.count, options.priority, event.extras)
+        self.batches[event.batch] = state
+        effects: list[Effect] = []
         if options.expires_s:
             late = CallsWithdrawn(event.batch, 0, event.count, Ended.EXPIRED, False, {})
-            return [CallLater(options.expires_s, late)]
+            effects.append(CallLater(options.expires_s, late))
+        if not state.depends_on:
+            self.broker.put(self._range(event.batch, 0, event.count))
+            return effects
+        return effects + self._wait_for_dependencies(event)
+
+    def _wait_for_dependencies(self, event: BatchArrived) -> list[Effect]:
+        """Queue those calls of a new batch whose dependencies have their results, and end those whose have failed."""
+        failed: dict[int, int] = {}
+        for on in event.extras.depended_on():
+            there = self.batches.get(on.batch)
+            if there is None:
+                root, results = event.settled[on.batch, on.first, on.stop], 0
+            else:
+                root = there.root_of_failure(on.batch, on.first, on.stop)
+                results = there.results_left(on.first, on.stop)
+            if root:
+                failed.setdefault(on.index, root)
+            elif results:
+                self.dependencies.add(event.batch, on, results)
+        ready = [
+            (event.batch, index)
+            for index in range(event.count)
+            if index not in failed and (event.batch, index) not in self.dependencies.waiting
+        ]
+        self._put_ready(ready)
+        effects: list[Effect] = []
+        for index, root in failed.items():
+            self.dependencies.remove(event.batch, index, index + 1)
+            effects += self._end(self._range(event.batch, index, index + 1), Ended.DEPENDENCY, root=root)
+        return effects
+
+    def _put_ready(self, calls: list[tuple[int, int]]) -> None:
+        """Queue calls that wait for nothing any more; those that lie side by side together."""
+        start = 0
+        for at in range(1, len(calls) + 1):
+            if at == len(calls) or calls[at] != (calls[at - 1][0], calls[at - 1][1] + 1):
+                batch, first = calls[start]
+                self.broker.put(self._range(batch, first, calls[at - 1][1] + 1))
+                start = at
+
+    def batch_offered(self, event: BatchOffered) -> list[Effect]:
+        """Take a batch, unless some of its calls are there already and have not begun: then say which."""
+        offered = event.batch
+        keys, arguments = offered.extras.registration, offered.extras.arguments
+        reused = []
+        for index in range(offered.count):
+            found = self._registered.get(key_at(keys, index))
+            if found is not None and self._waits_to_run(*found[:2], event.positions):
+                reused.append(Reused(index, *found[:2], found[2] != key_at(arguments, index)))
+        if reused or offered.batch in self.batches:
+            return [AnswerOffer(offered.batch, reused)]
+        for index in range(offered.count):
+            self._registered[key_at(keys, index)] = (offered.batch, index, key_at(arguments, index))
+        return [AnswerOffer(offered.batch, []), *self.batch_arrived(offered)]
+
+    def _waits_to_run(self, number: int, index: int, positions: dict[int, int]) -> bool:
+        batch = self.batches.get(number)
+        if batch is None or batch.has_ended(index):
+            return False
+        for worker_number, worker in self.workers.items():
+            for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]:
+                if leased.calls.batch == number and leased.calls.first <= index < leased.calls.stop:
+                    return leased.position + index - leased.calls.first > positions.get(worker_number, 0)
+        return True
+
+    def _lease(self, number: int, worker: WorkerLeases, calls: Range) -> list[Effect]:
+        task = self.tasks[calls.task]
+        position = worker.add(calls, task.call_s or self.lease_s)
+        lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
+        if task.options.timeout_s and not self._watching_times:
+            return [lease, self._watch_times()]
+        return [lease]
+
+    def _lease_keyed(self, number: int, calls: Range) -> list[Effect]:
+        """Lease calls whose key is free, to a worker that holds it if need be; else they wait for it, or end."""
+        batch = self.batches[calls.batch]
+        key, _, stop = stretches(batch.extras.running, calls.first, calls.stop)[0]
+        if stop < calls.stop:
+            self.broker.put_back(calls.part(stop, calls.stop))
+            calls = calls.part(calls.first, stop)
+        options = self.tasks[calls.task].options
+        keys = self.keys
+        if not options.reroute:
+            # One by one, so that no more of them are in anybody's hands than may run.
+            if calls.stop - calls.first > 1:
+                self.broker.put_back(calls.part(calls.first + 1, calls.stop))
+                calls = calls.part(calls.first, calls.first + 1)
+            if keys.held(key) >= options.max_running:
+                return self._end(calls, Ended.CONTROLLED)
+        elif not keys.may_hold(key, number, options.max_running):
+            with_room = [one for one in keys.holders[key] if self._has_room(self.workers[one])]
+            if not with_room:
+                keys.block(key, calls, batch.rerouted)
+                return []
+            number = with_room[0]
+        keys.hold(key, number, calls.stop - calls.first)
+        return self._lease(number, self.workers[number], calls)
+
+    def _let_go(self, number: int, calls: Range) -> list[Effect]:
+        """Calls left a worker's hands: wake one that waited for their key."""
+        column = self.batches[calls.batch].extras.running
+        if not column:
+            return []
+        effects: list[Effect] = []
+        for key, first, stop in stretches(column, calls.first, calls.stop):
+            if self.keys.let_go(key, number, stop - first):
+                effects += self._wake(key)
+        return effects
+
+    def _wake(self, key: bytes) -> list[Effect]:
+        resuming = self.keys.resuming.get(key)
+        if resuming:
+            number = resuming[0]
+            calls = self.workers[number].paused[-1][0].calls
+            if not self.keys.may_hold(key, number, self.tasks[calls.task].options.max_running):
+                return []
+            resuming.popleft()
+            self.keys.hold(key, number, 1)
+            return self._resume(number)
+        woken = self.keys.wake(key)
+        if woken is not None:
+            batch = self.batches[woken.batch]
+            batch.rerouted = True
+            self.broker.put_back(woken._replace(priority=batch.priority))
         return []
 
     def calls_succeeded(self, event: CallsSucceeded) -> list[Effect]:
@@ -166,9 +303,14 @@ class Orchestrator:
         if worker is None or not worker.done(event.batch, event.first, event.stop):
             return []
         count = event.stop - event.first
-        self.tasks[self.batches[event.batch].task].learn(count, event.seconds)
-        effects: list[Effect] = [KeepOutcome(event.batch, event.first), *self._finish(event.batch, count)]
-        return effects + self._uncut_behind_last(event.worker, worker)
+        batch = self.batches[event.batch]
+        self.tasks[batch.task].learn(count, event.seconds)
+        batch.succeeded.append((event.first, event.stop))
+        self._put_ready(self.dependencies.succeeded(event.batch, event.first, event.stop))
+        effects: list[Effect] = [KeepOutcome(event.batch, event.first)]
+        if batch.extras.running:
+            effects += self._let_go(event.worker, self._range(event.batch, event.first, event.stop))
+        return effects + self._finish(event.batch, count) + self._uncut_behind_last(event.worker, worker)
 
     def _uncut_behind_last(self, number: int, worker: WorkerLeases) -> list[Effect]:
         effects: list[Effect] = []
@@ -181,23 +323,20 @@ class Orchestrator:
     def call_failed(self, event: CallFailed) -> list[Effect]:
         """Keep an exception and try again, or keep it as the outcome; unless the call was taken from the worker."""
         worker = self.workers.get(event.worker)
-        batch = self.batches.get(event.batch)
-        retries = batch.retries.get(event.index, 0) if batch is not None else 0
-        if (
-            worker is None
-            or batch is None
-            or event.retry_s == NOT_RETRIABLE
-            or event.index in batch.withdrawn
-            or retries >= self.tasks[batch.task].options.max_retries
-        ):
-            ended = CallsSucceeded(event.worker, event.batch, event.index, event.index + 1, event.seconds)
-            return self.calls_succeeded(ended)
-        if not worker.done(event.batch, event.index, event.index + 1):
+        if worker is None or not worker.done(event.batch, event.index, event.index + 1):
             return []
+        batch = self.batches[event.batch]
         task = self.tasks[batch.task]
         task.learn(1, event.seconds)
-        again = self._try_again(event.batch, event.index, task.delay_s(retries, event.retry_s, event.chance))
-        return [KeepAttempt(event.batch, event.index), *again, *self._uncut_behind_last(event.worker, worker)]
+        effects = self._let_go(event.worker, self._range(event.batch, event.index, event.index + 1))
+        retries = batch.retries.get(event.index, 0)
+        if event.retry_s == NOT_RETRIABLE or event.index in batch.withdrawn or retries >= task.options.max_retries:
+            effects.append(KeepOutcome(event.batch, event.index))
+            effects += self._failed(event.batch, event.index, event.index + 1)
+        else:
+            effects.append(KeepAttempt(event.batch, event.index))
+            effects += self._try_again(event.batch, event.index, task.delay_s(retries, event.retry_s, event.chance))
+        return effects + self._uncut_behind_last(event.worker, worker)
 
     def retry_due(self, event: RetryDue) -> list[Effect]:
         """Queue a call whose next attempt's time has come, unless it was withdrawn."""
@@ -222,12 +361,32 @@ class Orchestrator:
                 self.broker.put(ready)  # It had begun in time, and is tried again.
             else:
                 effects += self._end(ready, event.why)
+        effects += self._withdraw_kept_back(event, batch)
+        if event.batch not in self.batches:
+            return effects
         if not expired:
             for index in sorted(one for one in batch.waiting if event.first <= one < event.stop):
                 batch.waiting.discard(index)
                 effects += self._end(self._range(event.batch, index, index + 1), event.why)
         for number, worker in self.workers.items():
             effects += self._withdraw_from(number, worker, event, event.positions.get(number, 0))
+        return effects
+
+    def _withdraw_kept_back(self, event: CallsWithdrawn, batch: UnfinishedBatch) -> list[Effect]:
+        """End those of the calls that wait for their keys, or for results of others."""
+        effects: list[Effect] = []
+        column = batch.extras.running
+        if column:
+            keys = {key for key, _, _ in stretches(column, event.first, event.stop)}
+            for blocked in self.keys.remove(keys, event.batch, event.first, event.stop):
+                if event.why is Ended.EXPIRED and blocked.attempt:
+                    self.broker.put(blocked)
+                else:
+                    effects += self._end(blocked, event.why)
+            for key in keys:
+                effects += self._wake(key)  # Had one of those that were queued been woken, another takes its place.
+        for index in self.dependencies.remove(event.batch, event.first, event.stop):
+            effects += self._end(self._range(event.batch, index, index + 1), event.why)
         return effects
 
     def _withdraw_from(self, number: int, worker: WorkerLeases, event: CallsWithdrawn, position: int) -> list[Effect]:
@@ -323,6 +482,8 @@ class Orchestrator:
                 begun -= 1
             for position in range(begun - 1, leased.position - 1, -1):
                 effects += self._lost_call(loss, leased, position)
+        for key in self.keys.let_all_go(loss.worker):
+            effects += self._wake(key)
         return effects
 
     def worker_paused(self, event: WorkerPaused) -> list[Effect]:
@@ -330,9 +491,10 @@ class Orchestrator:
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
-        effects = self._requeue(worker.take_since(event.position + 1))
-        for number in event.awaited:
+        effects = self._requeue(event.worker, worker.take_since(event.position + 1))
+        for number in self._with_dependencies(event.awaited):
             self._put_first(number)
+        effects += self._let_go(event.worker, worker.outstanding[-1].calls)
         worker.pause(event.position + 1 < event.end, event.awaited)
         return [*effects, PauseWorker(event.worker, worker.cut)]
 
@@ -341,11 +503,35 @@ class Orchestrator:
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
-        effects = self._requeue(worker.take_since(event.position + 1))
+        effects = self._requeue(event.worker, worker.take_since(event.position + 1))
+        calls = worker.paused[-1][0].calls
+        column = self.batches[calls.batch].extras.running
+        if column:
+            key = key_at(column, calls.first)
+            if not self.keys.may_hold(key, event.worker, self.tasks[calls.task].options.max_running):
+                worker.resuming = True
+                self.keys.resuming.setdefault(key, deque()).append(event.worker)
+                return effects
+            self.keys.hold(key, event.worker, 1)
+        return effects + self._resume(event.worker)
+
+    def _resume(self, number: int) -> list[Effect]:
+        worker = self.workers[number]
         uncut = not worker.resume() and worker.cut is not None
         if uncut:
             worker.uncut()
-        return [*effects, ResumeWorker(event.worker, uncut), *self._fit_workers()]
+        return [ResumeWorker(number, uncut), *self._fit_workers()]
+
+    def _with_dependencies(self, awaited: tuple[int, ...]) -> list[int]:
+        """These batches and those whose results their calls take, as far as they are unfinished."""
+        found = dict.fromkeys(number for number in awaited if number in self.batches)
+        todo = list(found)
+        while todo:
+            for number in self.batches[todo.pop()].depends_on:
+                if number in self.batches and number not in found:
+                    found[number] = None
+                    todo.append(number)
+        return list(found)
 
     def _put_first(self, number: int) -> None:
         """Calls that others wait for come before all others; the more wait, the earlier."""
@@ -368,21 +554,20 @@ class Orchestrator:
         """
         effects: list[Effect] = []
         for number, worker in self.workers.items():
-            if not worker.paused or worker.outstanding:
+            if not worker.paused or worker.outstanding or worker.resuming or not self.broker.ready:
                 continue
-            for awaited in worker.awaited[-1]:
-                batch = self.batches.get(awaited)
-                if batch is None:
-                    continue
+            for awaited in self._with_dependencies(worker.awaited[-1]):
+                batch = self.batches[awaited]
                 task = self.tasks[batch.task]
                 count = max(1, int(SHORT_S / task.call_s)) if task.call_s else 1
                 calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
                 if calls is not None:
-                    position = worker.add(calls, task.call_s or self.lease_s)
-                    effects.append(LeaseCalls(number, position, *calls[:2], calls.first, calls.stop, calls.attempt))
-                    if task.options.timeout_s and not self._watching_times:
-                        effects.append(self._watch_times())
-                    break
+                    if batch.extras.running:
+                        effects += self._lease_keyed(number, calls)
+                    else:
+                        effects += self._lease(number, worker, calls)
+                    if worker.outstanding:
+                        break
         return effects
 
     def _fit_workers(self) -> list[Effect]:
@@ -411,7 +596,7 @@ class Orchestrator:
         if worker is None or worker.cut is None or event.serial != worker.serial:
             return []
         worker.settled = True
-        effects = self._requeue(worker.take_since(max(worker.cut[0], event.position + 1)))
+        effects = self._requeue(event.worker, worker.take_since(max(worker.cut[0], event.position + 1)))
         if worker.doomed is not None:
             doomed = worker.doomed[0]
             if event.position != doomed:
@@ -431,7 +616,7 @@ class Orchestrator:
             # The calls that wait need the cut still; what lay in it was taken back when they paused, and what the worker
             # holds now was leased since.
             return []
-        effects = self._requeue(worker.take_since(event.position))
+        effects = self._requeue(event.worker, worker.take_since(event.position))
         worker.uncut()
         return [*effects, UncutWorker(event.worker)]
 
@@ -472,11 +657,14 @@ class Orchestrator:
         """
         least, number, found = float("inf"), -1, None
         for candidate, worker in self.workers.items():
-            if worker.cut is not None or worker.paused or worker.threads:
-                continue
-            if (worker.load_s < self.lease_s or not worker.several) and worker.load_s < least:
+            if worker.load_s < least and self._has_room(worker):
                 least, number, found = worker.load_s, candidate, worker
         return number, found
+
+    def _has_room(self, worker: WorkerLeases) -> bool:
+        if worker.cut is not None or worker.paused or worker.threads:
+            return False
+        return worker.load_s < self.lease_s or not worker.several
 
     def _someone_idles_beside_a_queue(self) -> bool:
         workers = self.workers.values()
@@ -491,8 +679,12 @@ class Orchestrator:
         start, stop = worker.unstarted(position)
         return stop - start
 
-    def _requeue(self, taken: list[Leased]) -> list[Effect]:
-        return [effect for leased in taken for effect in self._put_back(leased.calls)]
+    def _requeue(self, number: int, taken: list[Leased]) -> list[Effect]:
+        """Queue calls again that were taken out of a worker's hands."""
+        effects: list[Effect] = []
+        for leased in taken:
+            effects += self._let_go(number, leased.calls) + self._put_back(leased.calls)
+        return effects
 
     def _put_back(self, calls: Range) -> list[Effect]:
         runnable, ended = self.batches[calls.batch].sort_out(calls)
@@ -505,9 +697,24 @@ class Orchestrator:
         state = self.batches[batch]
         return Range(batch, state.task, state.source, first, stop, state.retries.get(first, 0), state.priority)
 
-    def _end(self, calls: Range, why: Ended, worker: int = 0) -> list[Effect]:
-        ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker)
-        return [ended, *self._finish(calls.batch, calls.stop - calls.first)]
+    def _end(self, calls: Range, why: Ended, worker: int = 0, root: int = 0) -> list[Effect]:
+        ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker, root=root)
+        return [ended, *self._failed(calls.batch, calls.first, calls.stop, root)]
+
+    def _failed(self, batch: int, first: int, stop: int, root: int = 0) -> list[Effect]:
+        """Calls have ended without results: so do those that wait for these results, and those that wait for theirs."""
+        effects: list[Effect] = []
+        todo = [(batch, first, stop, root)]
+        for number, start, end, cause in todo:
+            self.batches[number].failed.append((start, end, cause))
+            for dependent, index in self.dependencies.failed(number, start, end):
+                because = cause or self.batches[number].root_of_failure(number, start, end)
+                task = self.batches[dependent].task
+                effects.append(EndCalls(dependent, task, index, index + 1, 0, Ended.DEPENDENCY, root=because))
+                todo.append((dependent, index, index + 1, because))
+        for number, start, end, _ in todo:
+            effects += self._finish(number, end - start)
+        return effects
 
     def _try_again(self, batch: int, index: int, delay_s: float) -> list[Effect]:
         state = self.batches[batch]
@@ -550,7 +757,7 @@ class Orchestrator:
                 ran,
                 task.options.rerun_on_worker_loss,
             ),
-            *self._finish(calls.batch, 1),
+            *self._failed(calls.batch, index, index + 1),
         ]
 
     def _finish(self, batch: int, count: int) -> list[Effect]:
@@ -559,4 +766,10 @@ class Orchestrator:
         if state.unfinished:
             return []
         del self.batches[batch]
+        self.dependencies.finished(batch)
+        keys = state.extras.registration
+        for index in range(len(keys) // KEY_BYTES):
+            found = self._registered.get(key_at(keys, index))
+            if found is not None and found[0] == batch:
+                del self._registered[key_at(keys, index)]
         return [BatchFinished(batch)]

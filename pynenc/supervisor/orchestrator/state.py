@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pynenc.backoff import backed_off
-from pynenc.protocol.messages import DEFAULT_DELAY
+from pynenc.protocol.extras import Extras
+from pynenc.protocol.messages import DEFAULT_DELAY, invocation_number
 from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import Ended, TaskOptions
 
@@ -55,11 +56,35 @@ class UnfinishedBatch:
         retries: How many attempts after the first a call has had, by index.
         waiting: The calls that wait for the time of their next attempt.
         withdrawn: Why calls are to end that were in workers' hands when they were withdrawn.
+        extras: The keys and the dependencies of the calls.
+        depends_on: The batches whose results they take.
+        succeeded: The calls `[first, stop)` that have their results.
+        failed: The calls `[first, stop)` that have none, and the invocation because of which, if it is not their own.
+        rerouted: Whether calls of it were kept waiting for their keys.
     """
 
-    __slots__ = ("losses", "priority", "retries", "source", "task", "unfinished", "waiting", "withdrawn")
+    __slots__ = (
+        "depends_on",
+        "extras",
+        "failed",
+        "losses",
+        "priority",
+        "rerouted",
+        "retries",
+        "source",
+        "succeeded",
+        "task",
+        "unfinished",
+        "waiting",
+        "withdrawn",
+    )
 
-    def __init__(self, task: int, source: int, count: int, priority: int) -> None:
+    def __init__(self, task: int, source: int, count: int, priority: int, extras: Extras) -> None:
+        self.extras = extras
+        self.depends_on = {one.batch for one in extras.depended_on()}
+        self.succeeded: list[tuple[int, int]] = []
+        self.failed: list[tuple[int, int, int]] = []
+        self.rerouted = False
         self.task = task
         self.source = source
         self.unfinished = count
@@ -68,6 +93,25 @@ class UnfinishedBatch:
         self.retries: dict[int, int] = {}
         self.waiting: set[int] = set()
         self.withdrawn: dict[int, Ended] = {}
+
+    def has_ended(self, index: int) -> bool:
+        """Whether a call has its outcome."""
+        return any(first <= index < stop for first, stop in self.succeeded) or any(
+            first <= index < stop for first, stop, _ in self.failed
+        )
+
+    def results_left(self, first: int, stop: int) -> int:
+        """How many of these calls have no result yet."""
+        there = sum(max(0, min(stop, b) - max(first, a)) for a, b in self.succeeded)
+        return stop - first - there
+
+    def root_of_failure(self, number: int, first: int, stop: int) -> int:
+        """The invocation because of which one of these calls failed; 0 when none did."""
+        for start, end, root in self.failed:
+            at = max(first, start)
+            if at < min(stop, end):
+                return root or invocation_number(number, at)
+        return 0
 
     def sort_out(self, ready: Range) -> tuple[list[Range], list[tuple[Range, Ended]]]:
         """Which of these calls may run, and which were withdrawn and why."""

@@ -1,0 +1,58 @@
+"""Calls that are more than their frozen arguments: they have keys, or take results of other calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pynenc.protocol.extras import Dependency, Extras, dependencies_column
+from pynenc.serializer import Frozen
+
+
+class CallKeys(NamedTuple):
+    """The keys of one call; empty where its task has no such rule."""
+
+    running: bytes = b""
+    registration: bytes = b""
+    arguments: bytes = b""
+    cache: bytes = b""
+
+
+class PreparedCall(NamedTuple):
+    """A call with keys or dependencies.
+
+    Attributes:
+        entry: Its arguments: a tuple of plain values, or frozen.
+        dependencies: Batches, and the calls `[first, stop)` of them, whose results it takes; in synchronous mode their
+            invocations.
+    """
+
+    entry: tuple[Any, ...] | Frozen
+    keys: CallKeys = CallKeys()
+    dependencies: tuple[Any, ...] = ()
+
+
+def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras) -> Extras:
+    """The extras of a batch.
+
+    Args:
+        count: How many calls it has.
+        prepared: Those of them that are prepared, by index.
+        constant: What holds for all of them alike.
+    """
+    if not prepared:
+        return constant
+    columns = []
+    for column in range(4):
+        keys = [prepared[index].keys[column] for index in range(count) if index in prepared]
+        # All calls of a task have a key, or none has; a single key for `running` holds for all.
+        columns.append(keys[0] if column == 0 and len(set(keys)) == 1 else b"".join(keys))
+    found = [Dependency(index, *one) for index, call in sorted(prepared.items()) for one in call.dependencies]
+    running = columns[0] or constant.running
+    return constant._replace(
+        running=running,
+        registration=columns[1],
+        arguments=columns[2],
+        cache=columns[3],
+        dependencies=dependencies_column(found),
+    )

@@ -1,0 +1,110 @@
+"""What a batch says of its calls beside their arguments: keys, dependencies, common arguments. Most batches say nothing.
+
+The supervisor compares these bytes and never unpickles an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from struct import Struct, error
+from typing import NamedTuple
+
+from pynenc.exceptions import ProtocolError
+
+KEY_BYTES = 16
+"""Keys are digests of this size."""
+
+_HEAD = Struct("<6IQ")
+_DEPENDENCY = Struct("<HHHQ")
+
+
+class Dependency(NamedTuple):
+    """A call of a batch takes the results of the calls `[first, stop)` of another batch."""
+
+    index: int  # type: ignore[assignment]
+    batch: int
+    first: int
+    stop: int
+
+
+class Extras(NamedTuple):
+    """Columns of keys, one for each call.
+
+    Attributes:
+        running: For `running_concurrency`; a single key holds for all calls.
+        registration: For `registration_concurrency`.
+        arguments: Digests of all arguments: whether two calls are the same.
+        cache: For `call_result_cache`.
+        items: Which items of a named group the calls are; four bytes each.
+        dependencies: Whose results the calls take.
+        common: The number of the arguments that the calls share, 0 for none.
+    """
+
+    running: bytes = b""
+    registration: bytes = b""
+    arguments: bytes = b""
+    cache: bytes = b""
+    items: bytes = b""
+    dependencies: bytes = b""
+    common: int = 0
+
+    def to_bytes(self) -> bytes:
+        """As they travel and are stored; nothing when there are none."""
+        if self == NONE:
+            return b""
+        return b"".join((_HEAD.pack(*map(len, self[:6]), self.common), *self[:6]))
+
+    @classmethod
+    def from_bytes(cls, body: bytes, count: int) -> Extras:
+        """Read them back.
+
+        Args:
+            body: What `to_bytes` made.
+            count: How many calls the batch has.
+
+        Raises:
+            ProtocolError: They do not fit together.
+        """
+        if not body:
+            return NONE
+        try:
+            *lengths, common = _HEAD.unpack_from(body)
+        except error:
+            raise ProtocolError(f"extras of {len(body)} bytes are too short") from None
+        sizes = ((0, KEY_BYTES, KEY_BYTES * count), *3 * ((0, KEY_BYTES * count),), (0, 4 * count))
+        if (
+            _HEAD.size + sum(lengths) != len(body)
+            or any(length not in allowed for length, allowed in zip(lengths, sizes, strict=False))
+            or lengths[5] % _DEPENDENCY.size
+        ):
+            raise ProtocolError(f"extras of {count} calls do not fit together: {lengths}")
+        columns, at = [], _HEAD.size
+        for length in lengths:
+            columns.append(body[at : at + length])
+            at += length
+        made = cls._make((*columns, common))
+        if any(one.index >= count or one.first >= one.stop for one in made.depended_on()):
+            raise ProtocolError("a dependency does not fit its batch")
+        return made
+
+    def depended_on(self) -> list[Dependency]:
+        """Whose results which calls take."""
+        return [
+            Dependency(index, batch, first, stop)
+            for index, first, stop, batch in _DEPENDENCY.iter_unpack(self.dependencies)
+        ]
+
+
+NONE = Extras()
+
+
+def dependencies_column(dependencies: Iterable[Dependency]) -> bytes:
+    """The column of these dependencies."""
+    return b"".join(_DEPENDENCY.pack(one.index, one.first, one.stop, one.batch) for one in dependencies)
+
+
+def key_at(column: bytes, index: int) -> bytes:
+    """The key of a call; a single key holds for all."""
+    if len(column) == KEY_BYTES:
+        return column
+    return column[KEY_BYTES * index : KEY_BYTES * (index + 1)]

@@ -1,0 +1,106 @@
+"""Concurrency control: which calls may run beside which, by key.
+
+A key is held by the workers that have calls of it in hand. A worker runs one call at a time, so it holds a key once however
+many calls of it were leased to it. Calls whose key is held as often as it may be are blocked: they leave the ready
+queues, lie here by key, and one of them is woken each time a worker lets go. Nothing looks at the others.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from pynenc.protocol.extras import KEY_BYTES, key_at
+from pynenc.supervisor.broker import Range
+
+
+class KeyHolders:
+    """Who holds which key, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.holders: dict[bytes, dict[int, int]] = {}
+        self.blocked: dict[bytes, deque[Range]] = {}
+        self.resuming: dict[bytes, deque[int]] = {}
+
+    def may_hold(self, key: bytes, worker: int, most: int) -> bool:
+        """Whether a worker may be given a call of this key."""
+        holders = self.holders.get(key)
+        return holders is None or worker in holders or len(holders) < most
+
+    def held(self, key: bytes) -> int:
+        """How many calls of a key are in workers' hands."""
+        return sum(self.holders.get(key, {}).values())
+
+    def hold(self, key: bytes, worker: int, calls: int) -> None:
+        """A worker is given calls of this key."""
+        holders = self.holders.setdefault(key, {})
+        holders[worker] = holders.get(worker, 0) + calls
+
+    def let_go(self, key: bytes, worker: int, calls: int) -> bool:
+        """Calls of this key left a worker's hands; whether it has none left."""
+        holders = self.holders[key]
+        holders[worker] -= calls
+        if holders[worker]:
+            return False
+        del holders[worker]
+        if not holders:
+            del self.holders[key]
+        return True
+
+    def let_all_go(self, worker: int) -> list[bytes]:
+        """A worker is gone; the keys that it held."""
+        for key in [key for key, resuming in self.resuming.items() if worker in resuming]:
+            self.resuming[key].remove(worker)
+            if not self.resuming[key]:
+                del self.resuming[key]
+        held = [key for key, holders in self.holders.items() if worker in holders]
+        for key in held:
+            self.let_go(key, worker, self.holders[key][worker])
+        return held
+
+    def block(self, key: bytes, calls: Range, again: bool) -> None:
+        """Have calls wait for their key; `again`: before the others, since they were woken too early."""
+        blocked = self.blocked.setdefault(key, deque())
+        if again:
+            blocked.appendleft(calls)
+        else:
+            blocked.append(calls)
+
+    def wake(self, key: bytes) -> Range | None:
+        """Take out the calls that have waited longest for this key."""
+        blocked = self.blocked.get(key)
+        if blocked is None:
+            return None
+        woken = blocked.popleft()
+        if not blocked:
+            del self.blocked[key]
+        return woken
+
+    def remove(self, keys: set[bytes], batch: int, first: int, stop: int) -> list[Range]:
+        """Take out those calls of a batch that are blocked."""
+        removed = []
+        for key in keys & self.blocked.keys():
+            left: deque[Range] = deque()
+            for calls in self.blocked[key]:
+                outside, inside = calls.split(first, stop) if calls.batch == batch else ([calls], None)
+                left.extend(outside)
+                if inside is not None:
+                    removed.append(inside)
+            if left:
+                self.blocked[key] = left
+            else:
+                del self.blocked[key]
+        return removed
+
+
+def stretches(column: bytes, first: int, stop: int) -> list[tuple[bytes, int, int]]:
+    """The calls `[first, stop)` of a batch as stretches of the same key."""
+    if len(column) == KEY_BYTES:
+        return [(column, first, stop)]
+    found: list[tuple[bytes, int, int]] = []
+    for index in range(first, stop):
+        key = key_at(column, index)
+        if found and found[-1][0] == key:
+            found[-1] = (key, found[-1][1], index + 1)
+        else:
+            found.append((key, index, index + 1))
+    return found
