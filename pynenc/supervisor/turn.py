@@ -655,7 +655,7 @@ class Turn:
         if any(
             one.batch == batch and one.first <= index < one.stop
             for blocked in self._orchestrator.keys.blocked.values()
-            for one in blocked
+            for _, one in blocked
         ):
             return "CONCURRENCY_CONTROLLED"
         return "REROUTED" if unfinished.rerouted or index in unfinished.losses else "REGISTERED"
@@ -673,7 +673,7 @@ class Turn:
         controlled = sum(
             one.stop - one.first
             for blocked in self._orchestrator.keys.blocked.values()
-            for one in blocked
+            for _, one in blocked
             if one.batch in batches
         )
         return {"PENDING": pending, "RUNNING": running, "PAUSED": paused, "CONCURRENCY_CONTROLLED": controlled}

@@ -2,15 +2,20 @@
 
 A key is held by the workers that have calls of it in hand. A worker runs one call at a time, so it holds a key once however
 many calls of it were leased to it. Calls whose key is held as often as it may be are blocked: they leave the ready
-queues, lie here by key, and one of them is woken each time a worker lets go. Nothing looks at the others.
+queues and lie here by key in the order in which they are to run. The first of them is woken each time a worker lets go.
+Nothing looks at the others.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from heapq import heapify, heappop, heappush
 
 from pynenc.protocol.extras import KEY_BYTES, key_at
 from pynenc.supervisor.broker import Range
+
+Order = tuple[int, int, int]
+"""When blocked calls come, the smallest first."""
 
 
 class KeyHolders:
@@ -18,7 +23,7 @@ class KeyHolders:
 
     def __init__(self) -> None:
         self.holders: dict[bytes, dict[int, int]] = {}
-        self.blocked: dict[bytes, deque[Range]] = {}
+        self.blocked: dict[bytes, list[tuple[Order, Range]]] = {}
         self.resuming: dict[bytes, deque[int]] = {}
 
     def may_hold(self, key: bytes, worker: int, most: int) -> bool:
@@ -57,20 +62,16 @@ class KeyHolders:
             self.let_go(key, worker, self.holders[key][worker])
         return held
 
-    def block(self, key: bytes, calls: Range, again: bool) -> None:
-        """Have calls wait for their key; `again`: before the others, since they were woken too early."""
-        blocked = self.blocked.setdefault(key, deque())
-        if again:
-            blocked.appendleft(calls)
-        else:
-            blocked.append(calls)
+    def block(self, key: bytes, order: Order, calls: Range) -> None:
+        """Have calls wait for their key."""
+        heappush(self.blocked.setdefault(key, []), (order, calls))
 
     def wake(self, key: bytes) -> Range | None:
-        """Take out the calls that have waited longest for this key."""
+        """Take out the calls that come first for this key."""
         blocked = self.blocked.get(key)
         if blocked is None:
             return None
-        woken = blocked.popleft()
+        _, woken = heappop(blocked)
         if not blocked:
             del self.blocked[key]
         return woken
@@ -79,12 +80,13 @@ class KeyHolders:
         """Take out those calls of a batch that are blocked."""
         removed = []
         for key in keys & self.blocked.keys():
-            left: deque[Range] = deque()
-            for calls in self.blocked[key]:
+            left = []
+            for order, calls in self.blocked[key]:
                 outside, inside = calls.split(first, stop) if calls.batch == batch else ([calls], None)
-                left.extend(outside)
+                left += [((*order[:2], one.first), one) for one in outside]
                 if inside is not None:
                     removed.append(inside)
+            heapify(left)
             if left:
                 self.blocked[key] = left
             else:
@@ -92,15 +94,22 @@ class KeyHolders:
         return removed
 
 
+def first_stretch(column: bytes, first: int, stop: int) -> tuple[bytes, int]:
+    """The key of the first of the calls `[first, stop)`, and up to where the others have it too."""
+    key = key_at(column, first)
+    if len(column) == KEY_BYTES:
+        return key, stop
+    end = first + 1
+    while end < stop and key_at(column, end) == key:
+        end += 1
+    return key, end
+
+
 def stretches(column: bytes, first: int, stop: int) -> list[tuple[bytes, int, int]]:
     """The calls `[first, stop)` of a batch as stretches of the same key."""
-    if len(column) == KEY_BYTES:
-        return [(column, first, stop)]
-    found: list[tuple[bytes, int, int]] = []
-    for index in range(first, stop):
-        key = key_at(column, index)
-        if found and found[-1][0] == key:
-            found[-1] = (key, found[-1][1], index + 1)
-        else:
-            found.append((key, index, index + 1))
+    found = []
+    while first < stop:
+        key, end = first_stretch(column, first, stop)
+        found.append((key, first, end))
+        first = end
     return found

@@ -47,7 +47,7 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
 )
-from pynenc.supervisor.orchestrator.concurrency import KeyHolders, stretches
+from pynenc.supervisor.orchestrator.concurrency import KeyHolders, Order, first_stretch, stretches
 from pynenc.supervisor.orchestrator.dependencies import Dependencies
 from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
@@ -93,6 +93,7 @@ class Orchestrator:
         self.keys = KeyHolders()
         self.dependencies = Dependencies()
         self._registered: dict[bytes, tuple[int, int, bytes]] = {}
+        self._arrivals = 0
         self._looking = False
         self._watching_times = False
 
@@ -165,7 +166,8 @@ class Orchestrator:
         if event.batch in self.batches:
             return []
         options = self.tasks[event.task].options
-        state = UnfinishedBatch(event.task, event.source, event.count, options.priority, event.extras)
+        self._arrivals += 1
+        state = UnfinishedBatch(event, options.priority, self._arrivals)
         self.batches[event.batch] = state
         effects: list[Effect] = []
         if options.expires_s:
@@ -244,30 +246,62 @@ class Orchestrator:
             return [lease, self._watch_times()]
         return [lease]
 
-    def _lease_keyed(self, number: int, calls: Range) -> list[Effect]:
-        """Lease calls whose key is free, to a worker that holds it if need be; else they wait for it, or end."""
-        batch = self.batches[calls.batch]
-        key, _, stop = stretches(batch.extras.running, calls.first, calls.stop)[0]
+    def _lease_keyed(self, number: int, calls: Range, in_turn: bool = True) -> list[Effect]:
+        """Lease the calls that come first for the key of these calls, if it is free; else these wait for it, or end.
+
+        Args:
+            number: The worker that has room; one that holds the key already may get them instead.
+            calls: Taken from the broker.
+            in_turn: Whether others that wait for the key come before them.
+        """
+        key, stop = first_stretch(self.batches[calls.batch].extras.running, calls.first, calls.stop)
+        options = self.tasks[calls.task].options
+        if not options.reroute:
+            stop = calls.first + 1  # One by one, so that no more of them are in anybody's hands than may run.
         if stop < calls.stop:
             self.broker.put_back(calls.part(stop, calls.stop))
             calls = calls.part(calls.first, stop)
-        options = self.tasks[calls.task].options
         keys = self.keys
         if not options.reroute:
-            # One by one, so that no more of them are in anybody's hands than may run.
-            if calls.stop - calls.first > 1:
-                self.broker.put_back(calls.part(calls.first + 1, calls.stop))
-                calls = calls.part(calls.first, calls.first + 1)
-            if keys.held(key) >= options.max_running:
-                return self._end(calls, Ended.CONTROLLED)
-        elif not keys.may_hold(key, number, options.max_running):
+            return (
+                self._hold(key, number, calls)
+                if keys.held(key) < options.max_running
+                else self._end(calls, Ended.CONTROLLED)
+            )
+        free = keys.may_hold(key, number, options.max_running)
+        if free and not in_turn:
+            return self._hold(key, number, calls)
+        keys.block(key, self._order(calls), calls)
+        if not free:
             with_room = [one for one in keys.holders[key] if self._has_room(self.workers[one])]
             if not with_room:
-                keys.block(key, calls, batch.rerouted)
                 return []
             number = with_room[0]
-        keys.hold(key, number, calls.stop - calls.first)
+        return self._lease_blocked(key, number)
+
+    def _lease_blocked(self, key: bytes, number: int) -> list[Effect]:
+        """Lease calls that wait for a key to a worker that may hold it: the first of them, and some more if they are short."""
+        effects: list[Effect] = []
+        worker = self.workers[number]
+        while (calls := self.keys.wake(key)) is not None:
+            call_s = self.tasks[calls.task].call_s
+            room = int((self.lease_s - worker.load_s) / call_s) if call_s else 0
+            stop = calls.first + max(room, 0 if effects else 1)
+            if stop < calls.stop:
+                left = calls.part(max(stop, calls.first), calls.stop)
+                self.keys.block(key, self._order(left), left)
+            if stop <= calls.first:
+                break
+            effects += self._hold(key, number, calls.part(calls.first, min(stop, calls.stop)))
+        return effects
+
+    def _hold(self, key: bytes, number: int, calls: Range) -> list[Effect]:
+        self.keys.hold(key, number, calls.stop - calls.first)
         return self._lease(number, self.workers[number], calls)
+
+    def _order(self, calls: Range) -> Order:
+        batch = self.batches[calls.batch]
+        return (-batch.priority, batch.arrival, calls.first)
 
     def _let_go(self, number: int, calls: Range) -> list[Effect]:
         """Calls left a worker's hands: wake one that waited for their key."""
@@ -542,6 +576,10 @@ class Orchestrator:
         batch.priority = max(batch.priority, AWAITED) + 1
         for one in queued:
             self.broker.put(one._replace(priority=batch.priority))
+        column = batch.extras.running
+        keys = {key for key, _, _ in stretches(column, 0, batch.count)} if column else set()
+        for one in self.keys.remove(keys, number, 0, batch.count):
+            self.keys.block(key_at(column, one.first), self._order(one), one)
 
     def _any_waits(self) -> bool:
         return any(worker.paused or worker.threads for worker in self.workers.values())
@@ -563,7 +601,8 @@ class Orchestrator:
                 calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
                 if calls is not None:
                     if batch.extras.running:
-                        effects += self._lease_keyed(number, calls)
+                        # Nothing else may run on top of a call that waits.
+                        effects += self._lease_keyed(number, calls, in_turn=False)
                     else:
                         effects += self._lease(number, worker, calls)
                     if worker.outstanding:
@@ -635,13 +674,12 @@ class Orchestrator:
         most, victim = 0, -1
         for number, position in event.positions.items():
             worker = self.workers.get(number)
-            if worker is not None and not worker.paused and (count := self._unstarted_count(worker, position)) > most:
+            if worker is not None and not worker.paused and (count := self._movable(worker, position)) > most:
                 most, victim = count, number
         if victim < 0:
             return []
         longest = self.workers[victim]
-        _, stop = longest.unstarted(event.positions[victim])
-        return self._cut(victim, longest, stop - (most + 1) // 2)
+        return self._cut(victim, longest, self._start_of_last(longest, (most + 1) // 2))
 
     def _lease_size(self, task: TaskRules, load_s: float) -> int:
         if task.call_s is None:
@@ -669,15 +707,37 @@ class Orchestrator:
     def _someone_idles_beside_a_queue(self) -> bool:
         workers = self.workers.values()
         return any(worker.is_idle for worker in workers) and any(
-            worker.several for worker in workers if not worker.paused
+            worker.several and self._movable(worker, worker.outstanding[0].position)
+            for worker in workers
+            if not worker.paused
         )
 
     def _waiting_threads_hold_calls(self) -> bool:
         return any(worker.threads and worker.several and worker.cut is None for worker in self.workers.values())
 
-    def _unstarted_count(self, worker: WorkerLeases, position: int) -> int:
+    def _movable(self, worker: WorkerLeases, position: int) -> int:
+        """How many calls that a worker at `position` has not begun others could run."""
         start, stop = worker.unstarted(position)
-        return stop - start
+        return sum(
+            max(0, min(stop, leased.end) - max(start, leased.position))
+            for leased in worker.outstanding
+            if self._may_run_elsewhere(leased.calls)
+        )
+
+    def _start_of_last(self, worker: WorkerLeases, count: int) -> int:
+        """The position from which on a worker holds so many calls that others could run."""
+        for leased in reversed(worker.outstanding):
+            if self._may_run_elsewhere(leased.calls):
+                if leased.end - leased.position >= count:
+                    return leased.end - count
+                count -= leased.end - leased.position
+        return worker.outstanding[0].position
+
+    def _may_run_elsewhere(self, calls: Range) -> bool:
+        column = self.batches[calls.batch].extras.running
+        if not column:
+            return True
+        return self.keys.may_hold(key_at(column, calls.first), -1, self.tasks[calls.task].options.max_running)
 
     def _requeue(self, number: int, taken: list[Leased]) -> list[Effect]:
         """Queue calls again that were taken out of a worker's hands."""

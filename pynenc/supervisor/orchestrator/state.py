@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pynenc.backoff import backed_off
-from pynenc.protocol.extras import Extras
 from pynenc.protocol.messages import DEFAULT_DELAY, invocation_number
 from pynenc.supervisor.broker import Range
-from pynenc.supervisor.events import Ended, TaskOptions
+from pynenc.supervisor.events import BatchArrived, Ended, TaskOptions
 
 SMOOTHING = 0.4
 """How much the latest shipment counts in a task's expected duration."""
@@ -61,9 +60,12 @@ class UnfinishedBatch:
         succeeded: The calls `[first, stop)` that have their results.
         failed: The calls `[first, stop)` that have none, and the invocation because of which, if it is not their own.
         rerouted: Whether calls of it were kept waiting for their keys.
+        arrival: How many batches there were when it had arrived.
     """
 
     __slots__ = (
+        "arrival",
+        "count",
         "depends_on",
         "extras",
         "failed",
@@ -79,15 +81,16 @@ class UnfinishedBatch:
         "withdrawn",
     )
 
-    def __init__(self, task: int, source: int, count: int, priority: int, extras: Extras) -> None:
-        self.extras = extras
-        self.depends_on = {one.batch for one in extras.depended_on()}
+    def __init__(self, arrived: BatchArrived, priority: int, arrival: int) -> None:
+        self.task = arrived.task
+        self.source = arrived.source
+        self.count = self.unfinished = arrived.count
+        self.extras = arrived.extras
+        self.depends_on = {one.batch for one in self.extras.depended_on()}
+        self.arrival = arrival
         self.succeeded: list[tuple[int, int]] = []
         self.failed: list[tuple[int, int, int]] = []
         self.rerouted = False
-        self.task = task
-        self.source = source
-        self.unfinished = count
         self.priority = priority
         self.losses: dict[int, int] = {}
         self.retries: dict[int, int] = {}
