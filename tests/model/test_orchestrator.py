@@ -9,11 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
+from pynenc.protocol.extras import KEY_BYTES, NONE, Dependency, Extras, dependencies_column, key_at
+from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, invocation_number, split_number
 from pynenc.supervisor.events import (
     AddWorker,
+    AnswerOffer,
     BatchArrived,
     BatchFinished,
+    BatchOffered,
     CallFailed,
     CallLater,
     CallsSucceeded,
@@ -50,6 +53,11 @@ from pynenc.supervisor.orchestrator import Orchestrator
 
 NO_CUT = 1 << 60
 
+KEYED = {3: 1, 4: 1, 5: 2}
+"""How many calls of a key may run at once, for the tasks that have keys; the second of them does not wait for its turn."""
+
+NOT_WAITING = 4
+
 
 class Held(NamedTuple):
     """A call in a worker's hands; `end` is the position behind the last one of its lease."""
@@ -72,6 +80,7 @@ class ModelWorker:
         self.unshipped: list[tuple[int, int, bool]] = []  # batch, index, failed
         self.reached: int | None = None
         self.unsettled: list[int] = []  # serials of cuts
+        self.resuming = False
 
     def run_one(self, fails: bool) -> tuple[int, int] | None:
         position, batch, index, _ = self.queue.popleft()
@@ -104,6 +113,9 @@ class Cluster(RuleBasedStateMachine):
         self.retries: dict[tuple[int, int], int] = {}
 
         self.joining = 0
+        self.tasks: dict[int, int] = {}
+        self.extras: dict[int, Extras] = {}
+        self.offered: set[int] = set()
 
     @initialize(
         count=st.integers(1, 3),
@@ -130,6 +142,8 @@ class Cluster(RuleBasedStateMachine):
         )
         self.tell(TaskDeclared(1, options))
         self.tell(TaskDeclared(2, options._replace(priority=1)))
+        for task, running in KEYED.items():
+            self.tell(TaskDeclared(task, options._replace(max_running=running, reroute=task != NOT_WAITING)))
         for _ in range(count):
             self.join()
 
@@ -173,6 +187,17 @@ class Cluster(RuleBasedStateMachine):
                         self.count_retry((effect.batch, index))
                     else:
                         self.outcomes[effect.batch, index] = effect.why.value
+                        if effect.why is Ended.DEPENDENCY:
+                            root = split_number(effect.root)
+                            assert root == (effect.batch, index) or self.outcomes[root] != "succeeded"
+                            assert any(
+                                self.outcomes.get(on, "succeeded") != "succeeded"
+                                for on in self.taken(effect.batch, index)
+                            )
+                        if effect.why is Ended.CONTROLLED:
+                            assert self.tasks[effect.batch] == NOT_WAITING
+            case AnswerOffer():
+                self.check_answer(effect)
             case KeepAttempt():
                 assert outcome is not None
                 assert outcome[:2] == (effect.batch, effect.index)
@@ -206,12 +231,17 @@ class Cluster(RuleBasedStateMachine):
                 worker.queue = deque(rest)
                 worker.position = call.position
                 worker.unshipped.append((call.batch, call.index, False))
+                worker.resuming = False
+                self.check_may_run(effect.worker, call[1:3])
             case AddWorker():
                 self.joining += 1
             case RetireWorker():
                 worker = self.workers.pop(effect.worker)
                 assert not worker.queue
                 assert not worker.waiting
+
+    def batches(self) -> st.SearchStrategy[int]:
+        return st.sampled_from([batch for batch, size in self.sizes.items() if size])
 
     def count_retry(self, call: tuple[int, int]) -> None:
         self.retries[call] = self.retries.get(call, 0) + 1
@@ -220,11 +250,101 @@ class Cluster(RuleBasedStateMachine):
     def positions(self) -> dict[int, int]:
         return {number: worker.position for number, worker in self.workers.items()}
 
-    @rule(count=st.integers(1, 40), source=st.integers(1, 3), task=st.integers(1, 2))
-    def submit(self, count: int, source: int, task: int) -> None:
+    def taken(self, batch: int, index: int) -> list[tuple[int, int]]:
+        """The calls whose results a call takes."""
+        on = [one for one in self.extras[batch].depended_on() if one.index == index]
+        return [(one.batch, at) for one in on for at in range(one.first, one.stop)]
+
+    def key(self, call: tuple[int, int]) -> bytes:
+        return key_at(self.extras[call[0]].running, call[1])
+
+    def check_may_run(self, number: int, call: tuple[int, int]) -> None:
+        """A call runs on a worker; those that others have begun and not shipped may run beside it."""
+        assert call not in self.outcomes, "a call ran that had ended"
+        assert all(self.outcomes.get(on) == "succeeded" for on in self.taken(*call)), "a call ran without its arguments"
+        if not self.key(call):
+            return
+        beside = [
+            worker.unshipped[-1][:2]
+            for other, worker in self.workers.items()
+            if other != number and worker.unshipped and self.key(worker.unshipped[-1][:2]) == self.key(call)
+        ]
+        assert len(beside) < KEYED[self.tasks[call[0]]], f"{call} ran beside {beside}"
+
+    def add(self, task: int, count: int, extras: Extras = NONE) -> int:
         batch = len(self.sizes) + 1
-        self.sizes[batch] = count
-        self.tell(BatchArrived(batch, task, count, source))
+        self.sizes[batch], self.tasks[batch], self.extras[batch] = count, task, extras
+        return batch
+
+    @rule(
+        count=st.integers(1, 40),
+        source=st.integers(1, 3),
+        task=st.integers(1, 5),
+        keys=st.lists(st.sampled_from("aaaabc"), min_size=1, max_size=5),
+    )
+    def submit(self, count: int, source: int, task: int, keys: list[str]) -> None:
+        extras = NONE
+        if task in KEYED:
+            column = [f"{task}{key}".encode().ljust(KEY_BYTES) for key in keys]
+            extras = Extras(running=b"".join(column[i % len(keys)] for i in range(count)) if keys[1:] else column[0])
+        batch = self.add(task, count, extras)
+        self.tell(BatchArrived(batch, task, count, source, extras))
+
+    @precondition(lambda self: any(self.sizes.values()))
+    @rule(data=st.data(), count=st.integers(1, 4), task=st.sampled_from([1, 3]))
+    def submit_dependents(self, data: st.DataObject, count: int, task: int) -> None:
+        found, settled = [], {}
+        for _ in range(data.draw(st.integers(1, 6))):
+            batch = data.draw(self.batches())
+            first = data.draw(st.integers(0, self.sizes[batch] - 1))
+            stop = data.draw(st.integers(first + 1, min(first + 5, self.sizes[batch])))
+            found.append(Dependency(data.draw(st.integers(0, count - 1)), batch, first, stop))
+            if batch in self.finished:
+                bad = [at for at in range(first, stop) if self.outcomes[batch, at] != "succeeded"]
+                settled[batch, first, stop] = invocation_number(batch, bad[0]) if bad else 0
+        running = b"3a".ljust(KEY_BYTES) if task in KEYED else b""
+        extras = Extras(running=running, dependencies=dependencies_column(found))
+        number = self.add(task, count, extras)
+        self.tell(BatchArrived(number, task, count, 1, extras, settled))
+
+    @rule(keys=st.lists(st.sampled_from("defg"), min_size=1, max_size=4, unique=True), arguments=st.sampled_from("xy"))
+    def offer(self, keys: list[str], arguments: str) -> None:
+        count = len(keys)
+        column = b"".join(key.encode().ljust(KEY_BYTES) for key in keys)
+        extras = Extras(registration=column, arguments=arguments.encode().ljust(KEY_BYTES) * count)
+        batch = self.add(1, count, extras)
+        self.tell(BatchOffered(BatchArrived(batch, 1, count, 2, extras), self.positions()))
+
+    def check_answer(self, answer: AnswerOffer) -> None:
+        extras = self.extras[answer.batch]
+        latest = {
+            key_at(self.extras[batch].registration, index): (batch, index)
+            for batch in sorted(self.offered)
+            for index in range(self.sizes[batch])
+        }
+        registered = {k: call for k, call in latest.items() if call not in self.outcomes and not self.has_begun(call)}
+        keys = [key_at(extras.registration, index) for index in range(self.sizes[answer.batch])]
+        assert {one.index: (one.batch, one.there) for one in answer.reused} == {
+            at: registered[key] for at, key in enumerate(keys) if key in registered
+        }
+        for one in answer.reused:
+            same = self.extras[one.batch].arguments[:KEY_BYTES] == extras.arguments[:KEY_BYTES]
+            assert one.differs != same
+        if answer.reused:
+            self.sizes[answer.batch] = 0
+            self.finished.add(answer.batch)
+        else:
+            self.offered.add(answer.batch)
+
+    def has_begun(self, call: tuple[int, int]) -> bool:
+        """Whether a worker has come to a call; it may have left it out because of a cut."""
+        return any(
+            leased.calls.batch == call[0]
+            and leased.calls.first <= call[1] < leased.calls.stop
+            and leased.position + call[1] - leased.calls.first <= self.workers[number].position
+            for number, worker in self.orchestrator.workers.items()
+            for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]
+        )
 
     @precondition(lambda self: self.later)
     @rule(data=st.data())
@@ -233,10 +353,10 @@ class Cluster(RuleBasedStateMachine):
         self.later.append(self.later.pop(at))
         self.time_passes_now()
 
-    @precondition(lambda self: self.sizes)
+    @precondition(lambda self: any(self.sizes.values()))
     @rule(data=st.data(), force=st.booleans())
     def cancel(self, data: st.DataObject, force: bool) -> None:
-        batch = data.draw(st.sampled_from(sorted(self.sizes)))
+        batch = data.draw(self.batches())
         first = data.draw(st.integers(0, self.sizes[batch] - 1))
         stop = data.draw(st.integers(first + 1, self.sizes[batch]))
         self.tell(CallsWithdrawn(batch, first, stop, Ended.CANCELLED, force, self.positions()))
@@ -258,19 +378,20 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
     @rule(data=st.data(), calls=st.integers(1, 8), fails=st.booleans())
     def run(self, data: st.DataObject, calls: int, fails: bool) -> None:
-        worker = self.workers[data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))]
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))
+        worker = self.workers[number]
         for _ in range(min(calls, len(worker.queue))):
             if not worker.queue:
                 return
             call = worker.run_one(fails)
             if call is None:
                 return
-            assert call not in self.outcomes, "a call ran that had ended"
+            self.check_may_run(number, call)
             self.runs[call] = self.runs.get(call, 0) + 1
 
     @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
-    @rule(data=st.data(), children=st.integers(1, 5))
-    def wait_for_children(self, data: st.DataObject, children: int) -> None:
+    @rule(data=st.data(), children=st.integers(1, 5), task=st.sampled_from([1, 1, 3, 5]))
+    def wait_for_children(self, data: st.DataObject, children: int, task: int) -> None:
         number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))
         worker = self.workers[number]
         call = worker.queue[0]
@@ -278,20 +399,21 @@ class Cluster(RuleBasedStateMachine):
             return
         worker.queue.popleft()
         worker.position = call.position
-        assert (call.batch, call.index) not in self.outcomes, "a call ran that had ended"
+        self.check_may_run(number, call[1:3])
         self.runs[call[1:3]] = self.runs.get(call[1:3], 0) + 1
         rest = [one for one in worker.queue if one.end == call.end]
         self.ship_all(number, 0.001, NOT_RETRIABLE)
-        self.submit(children, 3, 1)
+        self.submit(children, 3, task, ["a"])
         child = len(self.sizes)
         worker.waiting.append((call, rest, child))
         self.tell(WorkerPaused(number, call.position, call.end, (child,)))
 
-    @precondition(lambda self: any(worker.waiting for worker in self.workers.values()))
+    @precondition(lambda self: any(w.waiting and not w.resuming for w in self.workers.values()))
     @rule(data=st.data())
     def go_on(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.waiting]))
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.waiting and not w.resuming]))
         self.ship_all(number, 0.001, NOT_RETRIABLE)
+        self.workers[number].resuming = True
         self.tell(WorkerResumed(number, self.workers[number].position))
 
     @precondition(lambda self: bool(self.workers))
@@ -376,8 +498,33 @@ class Cluster(RuleBasedStateMachine):
         ]
         waiting = [(number, index) for number, batch in self.orchestrator.batches.items() for index in batch.waiting]
         unfinished = {(b, i) for b, size in self.sizes.items() for i in range(size)} - self.outcomes.keys()
-        assert sorted([*held, *queued, *waiting]) == sorted(unfinished)
+        blocked = [
+            (calls.batch, index)
+            for waiting_for_key in self.orchestrator.keys.blocked.values()
+            for _, calls in waiting_for_key
+            for index in range(calls.first, calls.stop)
+        ]
+        depending = list(self.orchestrator.dependencies.waiting)
+        assert sorted([*held, *queued, *waiting, *blocked, *depending]) == sorted(unfinished)
         assert len(queued) == self.orchestrator.broker.ready
+
+    @invariant()
+    def keys_are_held_by_those_who_have_calls_of_them(self) -> None:
+        holders: dict[bytes, dict[int, int]] = {}
+        for number, worker in self.orchestrator.workers.items():
+            for leased in worker.outstanding:
+                for index in range(leased.calls.first, leased.calls.stop):
+                    if key := self.key((leased.calls.batch, index)):
+                        held = holders.setdefault(key, {})
+                        held[number] = held.get(number, 0) + 1
+        keys = self.orchestrator.keys
+        assert keys.holders == holders
+        queued = {
+            self.key((ready.batch, index))
+            for ready in self.orchestrator.broker.ranges()
+            for index in range(ready.first, ready.stop)
+        }
+        assert keys.blocked.keys() <= holders.keys() | queued | keys.resuming.keys(), "nothing would wake them"
 
     def teardown(self) -> None:
         """Let everything run to its end: no call may be left, and nobody may wait for ever."""
@@ -397,9 +544,11 @@ class Cluster(RuleBasedStateMachine):
                     continue
                 if worker.queue:
                     worker.run_one(False)
-                elif worker.waiting and worker.waiting[-1][2] in self.finished:
+                elif worker.waiting and worker.waiting[-1][2] in self.finished and not worker.resuming:
+                    worker.resuming = True
                     self.tell(WorkerResumed(number, worker.position))
-                for batch, index, failed in worker.unshipped:
+                shipped, worker.unshipped = worker.unshipped, []
+                for batch, index, failed in shipped:
                     kind = "failed" if failed else "succeeded"
                     event = (
                         CallFailed(number, batch, index, 0.1, NOT_RETRIABLE)
@@ -407,7 +556,6 @@ class Cluster(RuleBasedStateMachine):
                         else CallsSucceeded(number, batch, index, index + 1, 0.1)
                     )
                     self.tell(event, (batch, index, index + 1, kind))
-                worker.unshipped.clear()
                 if worker.reached is not None:
                     reached, worker.reached = worker.reached, None
                     self.tell(CutReached(number, reached))
@@ -428,4 +576,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, report_multiple_bugs=False)
