@@ -38,10 +38,11 @@ def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras
     Args:
         count: How many calls it has.
         prepared: Those of them that are prepared, by index.
-        constant: What holds for all of them alike.
+        constant: What holds for all of them alike; it depends on what each of them does.
     """
+    shared = [one._replace(index=index) for one in constant.depended_on() for index in range(count)]
     if not prepared:
-        return constant
+        return constant._replace(dependencies=dependencies_column(shared)) if shared else constant
     columns = []
     for column in range(4):
         keys = [prepared[index].keys[column] for index in range(count) if index in prepared]
@@ -54,5 +55,5 @@ def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras
         registration=columns[1],
         arguments=columns[2],
         cache=columns[3],
-        dependencies=dependencies_column(found),
+        dependencies=dependencies_column(shared + found),
     )

@@ -351,7 +351,10 @@ class Task(Generic[Params, Result]):
         return Arguments.from_call(self.func, *arguments[0], **arguments[1], **shared)
 
     def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> TypeError:
-        for name, value in Arguments.from_call(self.func, *args, **kwargs).kwargs.items():
+        import inspect
+
+        # Those that calls share are frozen without the others.
+        for name, value in inspect.signature(self.func).bind_partial(*args, **kwargs).arguments.items():
             try:
                 dumps(value)
             except SerializationError as found:

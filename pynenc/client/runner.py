@@ -26,7 +26,7 @@ from pynenc.invocation.distributed import (
     whole,
 )
 from pynenc.prepared import PreparedCall
-from pynenc.protocol.extras import Extras
+from pynenc.protocol.extras import Dependency, Extras, dependencies_column
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
@@ -127,7 +127,7 @@ class ClusterRunner:
         self._batcher.flush()  # What they depend on has to be there before them.
         constant = constant_of(task)
         if common:
-            constant = constant._replace(common=self._send_common_arguments(task, common))
+            constant = self._with_common_arguments(task, common, constant)
         if name is not None or (task.key_rules is not None and task.key_rules.looks_up):
             return DistributedInvocationGroup(task, self, self._looked_up(task, items, common, name, constant))
         parts: list[Part] = []
@@ -152,18 +152,19 @@ class ClusterRunner:
             parts += lookup.parts_of(chunk)
         return joined(parts)
 
-    def _send_common_arguments(self, task: Task[Any, Any], common: dict[str, Any]) -> int:
-        """Send what all calls of a group share; its number."""
+    def _with_common_arguments(self, task: Task[Any, Any], common: dict[str, Any], constant: Extras) -> Extras:
+        """Send what all calls of a group share, and have the calls refer to it."""
         entry = task.freeze_call((), common)
-        if not isinstance(entry, Frozen):
-            raise TypeError(
-                f"{task.task_id}: an invocation in common_args: pass it as an argument of each call instead"
-            )
+        if isinstance(entry, PreparedCall):
+            on = [Dependency(0, *one) for one in entry.dependencies]
+            constant = constant._replace(dependencies=dependencies_column(on))
+            entry = entry.entry
+        assert isinstance(entry, Frozen)
         assert self._connection is not None
         token = next(self._tokens)
         self._connection.send(bytes_frame(Kind.COMMON, token, entry))
         self._connection.wait_until(lambda: token in self._answers)
-        return int(self._answers.pop(token)["number"])
+        return constant._replace(common=int(self._answers.pop(token)["number"]))
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Send calls as results are taken, so that at most `in_flight` are under way."""
