@@ -337,18 +337,22 @@ class Task(Generic[Params, Result]):
 
     def args_from(self, entry: tuple[Any, ...] | Frozen, common: Mapping[str, Any] | None = None) -> Arguments:
         """The arguments behind a frozen call, those that it shares included; the invocations among them as such."""
-        collector = context.collector
-        outer, collector.reading = collector.reading, self.app
-        try:
-            arguments = loads(entry) if isinstance(entry, Frozen) else entry
-        finally:
-            collector.reading = outer
+        arguments = self.thaw(entry) if isinstance(entry, Frozen) else entry
         shared = dict(common or {})
         if isinstance(arguments, tuple):
             return Arguments.from_call(self.func, *arguments, **shared)
         if isinstance(arguments, dict):
             return Arguments.from_call(self.func, **arguments, **shared)
         return Arguments.from_call(self.func, *arguments[0], **arguments[1], **shared)
+
+    def thaw(self, frozen: bytes) -> Any:
+        """Frozen arguments as they were; the invocations among them as such."""
+        collector = context.collector
+        outer, collector.reading = collector.reading, self.app
+        try:
+            return loads(frozen)
+        finally:
+            collector.reading = outer
 
     def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> TypeError:
         import inspect

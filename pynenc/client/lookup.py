@@ -6,7 +6,7 @@ result), and the names of groups (what an earlier run of the script had done).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,20 @@ class Lookup:
         runner: The client's runner.
         task: The task.
         constant: What holds for all calls alike.
+        common: The arguments that they share.
     """
 
-    def __init__(self, runner: ClusterRunner, task: Task[Any, Any], constant: Extras = NONE) -> None:
+    def __init__(
+        self,
+        runner: ClusterRunner,
+        task: Task[Any, Any],
+        constant: Extras = NONE,
+        common: Mapping[str, Any] | None = None,
+    ) -> None:
         self._runner = runner
         self._task = task
         self._constant = constant
+        self._common = common
         self._group = 0
         self._known: dict[int, Submission] = {}
 
@@ -92,7 +100,7 @@ class Lookup:
         submission = self._submission(batch)
         if different is None:
             return Part(submission, index, index + 1, Reuse())
-        arguments = self._task.args_from(different.entry)
+        arguments = self._task.args_from(different.entry, self._common)
         if self._task.conf.on_diff_non_key_args_raise:
             there = submission.runner.arguments_of(self._task, submission, index)
             raise InvocationConcurrencyWithDifferentArgumentsError(

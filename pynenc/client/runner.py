@@ -48,7 +48,7 @@ from pynenc.protocol.messages import (
     split_number,
 )
 from pynenc.runner import Submission
-from pynenc.serializer import Frozen, loads, stored_arguments
+from pynenc.serializer import Frozen, stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class ClusterRunner:
         if name is not None:
             named = (with_digest(task, *task.call_of(item, common), common) for item in items)
             return joined(NamedGroup(self, task, name, constant).parts_of(named))
-        lookup = Lookup(self, task, constant)
+        lookup = Lookup(self, task, constant, common)
         calls = (task.prepare(*task.call_of(item, common), common) for item in items)
         parts: list[Part] = []
         while chunk := [call for call in islice(calls, self._batch_calls(task)) if isinstance(call, PreparedCall)]:
@@ -300,8 +300,7 @@ class ClusterRunner:
         extras = Extras.from_bytes(stored.extras, stored.count)
         if not extras.common:
             return task.args_from(entry)
-        common: dict[str, Any] = loads(app.state_backend.common_arguments(extras.common))
-        return task.args_from(entry, common)
+        return task.args_from(entry, task.thaw(app.state_backend.common_arguments(extras.common)))
 
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pynenc import InvocationStatus, SerializationError
-from pynenc.exceptions import WorkerTraceback
+from pynenc.exceptions import DependencyError, WorkerTraceback
 from pynenc.invocation import (
     DistributedInvocation,
     DistributedInvocationGroup,
     SynchronousInvocation,
     SynchronousInvocationGroup,
 )
-from tests import tasks
+from tests import keyed, tasks
 
 
 @pytest.fixture(params=["distributed", "synchronous"], autouse=True)
@@ -299,3 +300,40 @@ def test_call_ids_tell_equal_calls() -> None:
     assert first.call_id == second.call_id != third.call_id
     assert first.call == second.call
     assert first.call.serialized_arguments.keys() == {"x", "y"}
+
+
+def test_invocations_and_groups_as_arguments_are_their_results() -> None:
+    one, group = tasks.add(1, 0), tasks.add.parallelize([(1, 1), (2, 2)])
+    assert keyed.plus(one, keyed.plus(one, 5)).result == 7
+    assert keyed.see([(one,), {"group": group}]).result == "[(1,), {'group': [2, 4]}]"
+    assert list(tasks.add.parallelize([(one, x) for x in range(3)]).results) == [1, 2, 3]
+
+
+def test_a_failed_dependency_is_named_by_what_depends_on_it() -> None:
+    bad = keyed.fail_because("no flour")
+    with pytest.raises(DependencyError, match=f"{bad.invocation_id}.*no flour"):
+        keyed.plus(keyed.plus(bad, 1), 1).result  # noqa: B018
+
+
+def test_a_cached_call_runs_once(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    assert keyed.remembered(1, 2, log).result == 3
+    assert keyed.remembered(x=1, y=2, log=log).result == 3
+    assert list(keyed.remembered.parallelize([(1, 2, log), (2, 2, log)]).results) == [3, 4]
+    assert (tmp_path / "log").read_text().split() == ["1", "2"]
+
+
+def test_calls_share_common_arguments() -> None:
+    table = tasks.echo({1: 10, 2: 20})
+    for common in ({1: 10, 2: 20}, table):
+        group = keyed.shared.parallelize([(1,), {"x": 2, "factor": 3}], common_args={"table": common})
+        assert list(group.results) == [10, 60]
+        assert group[1].arguments.kwargs["x"] == 2
+
+
+def test_tasks_with_keys_give_their_results(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    assert list(keyed.per_host.parallelize([(place, "a", x) for x in range(5)]).results) == list(range(5))
+    assert keyed.registered_for_user("ann", "hello").result == "ann: hello"
+    named = [keyed.imported.parallelize([(f"{place}/log", x) for x in range(4)], name="n").results for _ in range(2)]
+    assert [list(one) for one in named] == [[0, 1, 2, 3]] * 2

@@ -10,7 +10,8 @@ import pytest
 from pynenc import InvocationStatus
 from pynenc.exceptions import NamedGroupChangedError
 from pynenc.invocation import ReusedInvocation
-from tests import keyed, tasks
+from tests import keyed, rules, tasks
+from tests.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -168,6 +169,22 @@ def test_a_worker_reads_common_arguments_once() -> None:
     group = keyed.id_of_shared.parallelize([(x,) for x in range(2000)], common_args={"table": list(range(10))})
     seen = set(group.results)
     assert len(seen) == len({pid for pid, _ in seen}) <= 2
+
+
+def test_common_arguments_are_part_of_what_a_reused_invocation_tells(tmp_path: Path) -> None:
+    held = [rules.hold(str(tmp_path / f"full{i}"), str(tmp_path / "gate")) for i in range(2)]
+    for i in range(2):
+        wait_until((tmp_path / f"full{i}").exists, "the workers are busy")
+    one, other = (
+        keyed.registered_for_user.parallelize([("ann",)], common_args={"message": text})[0] for text in ("hi", "bye")
+    )
+    assert isinstance(other, ReusedInvocation)
+    assert other.diff_arg is not None
+    assert other.diff_arg.kwargs == {"user": "ann", "message": "bye"}
+    assert other.arguments.kwargs == {"user": "ann", "message": "hi"}
+    (tmp_path / "gate").touch()
+    assert one.result == other.result == "ann: hi"
+    assert [call.result for call in held] == [None, None]
 
 
 def test_common_arguments_that_do_not_fit_are_refused() -> None:
