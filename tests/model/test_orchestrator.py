@@ -163,6 +163,7 @@ class Cluster(RuleBasedStateMachine):
         match effect:
             case LeaseCalls():
                 worker = self.workers[effect.worker]
+                assert not worker.resuming, "a call that waits for its key is under nothing else"
                 assert worker.cut[0] == NO_CUT or not worker.unsettled or effect.position >= worker.cut[1]
                 for offset in range(effect.stop - effect.first):
                     call = (effect.batch, effect.first + offset)
@@ -375,10 +376,10 @@ class Cluster(RuleBasedStateMachine):
         if number in self.workers:
             self.lose(number)
 
-    @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
+    @precondition(lambda self: any(w.queue and not w.resuming for w in self.workers.values()))
     @rule(data=st.data(), calls=st.integers(1, 8), fails=st.booleans())
     def run(self, data: st.DataObject, calls: int, fails: bool) -> None:
-        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue and not w.resuming]))
         worker = self.workers[number]
         for _ in range(min(calls, len(worker.queue))):
             if not worker.queue:
@@ -389,10 +390,10 @@ class Cluster(RuleBasedStateMachine):
             self.check_may_run(number, call)
             self.runs[call] = self.runs.get(call, 0) + 1
 
-    @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
+    @precondition(lambda self: any(w.queue and not w.resuming for w in self.workers.values()))
     @rule(data=st.data(), children=st.integers(1, 5), task=st.sampled_from([1, 1, 3, 5]))
     def wait_for_children(self, data: st.DataObject, children: int, task: int) -> None:
-        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue]))
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue and not w.resuming]))
         worker = self.workers[number]
         call = worker.queue[0]
         if worker.cut[0] <= call.position < worker.cut[1]:
@@ -542,7 +543,7 @@ class Cluster(RuleBasedStateMachine):
                     self.dying.discard(number)
                     self.lose(number)
                     continue
-                if worker.queue:
+                if worker.queue and not worker.resuming:
                     worker.run_one(False)
                 elif worker.waiting and worker.waiting[-1][2] in self.finished and not worker.resuming:
                     worker.resuming = True
