@@ -40,11 +40,13 @@ class Collector(threading.local):
         app: The app of the call whose arguments are being pickled.
         found: The dependencies found in them: batches, and the calls `[first, stop)` of each; None outside of that.
         reading: The app whose stored arguments are looked at; None where they are unpickled to run a call.
+        comparing: Whether they are unpickled to be compared, for which the numbers of invocations do.
     """
 
     app: Any = None
     found: list[Any] | None = None
     reading: Any = None
+    comparing = False
 
 
 collector = Collector()

@@ -162,7 +162,24 @@ class DependencyError(InvocationError):
 
 
 class CycleDetectedError(PynencError):
-    """A call waits, directly or through others, for itself."""
+    """A call was made from inside of the same call, directly or through others: it would wait for itself.
+
+    Args:
+        cycle: The calls in words, from the one that is asked for again to itself.
+
+    >>> print(CycleDetectedError(["jobs.f(x=1)", "jobs.g(x=1)", "jobs.f(x=1)"]))  # doctest: +ELLIPSIS
+    a call would wait for itself: jobs.f(x=1) -> jobs.g(x=1) -> jobs.f(x=1). ...
+    """
+
+    def __init__(self, cycle: Sequence[str]) -> None:
+        super().__init__(list(cycle))
+        self.cycle = list(cycle)
+
+    def __str__(self) -> str:
+        return (
+            f"a call would wait for itself: {' -> '.join(self.cycle)}. If it is not meant to be waited for, set the task's "
+            "option cycle_control=False"
+        )
 
 
 class StateBackendError(PynencError):

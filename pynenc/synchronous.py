@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context, execution
-from pynenc.exceptions import DependencyError
+from pynenc.exceptions import CycleDetectedError, DependencyError
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
+from pynenc.lineage import call_in_words
 from pynenc.prepared import CallKeys, PreparedCall
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.serializer import Frozen, dumps, freeze, loads
 
 if TYPE_CHECKING:
+    from pynenc.invocation.base_invocation import BaseInvocation
     from pynenc.task import Task
 
 
@@ -55,6 +57,8 @@ class SynchronousRunner:
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
             task, lambda: task.args_from(entry), parent.invocation() if parent else None
         )
+        if parent is not None and task.conf.cycle_control:
+            _refuse_cycle(invocation)
         failed = next((one for one in depended_on if one.exception is not None), None)
         if failed is not None:
             invocation.fail(_dependency_error(invocation, failed))
@@ -110,6 +114,14 @@ def _attempt(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], 
             return task.conf.delay_before_retry(retries) if asked_s == DEFAULT_DELAY else asked_s
         invocation.fail(execution.sent_back(error))
     return None
+
+
+def _refuse_cycle(invocation: SynchronousInvocation[Any, Any]) -> None:
+    circle: list[BaseInvocation[Any, Any]] = [invocation]
+    while (above := circle[-1].parent_invocation) is not None:
+        circle.append(above)
+        if above.task == invocation.task and above.arguments == invocation.arguments:
+            raise CycleDetectedError([call_in_words(one) for one in reversed(circle)])
 
 
 def _dependency_error(

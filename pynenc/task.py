@@ -289,6 +289,15 @@ class Task(Generic[Params, Result]):
         )
 
     @cached_property
+    def identity(self) -> bytes:
+        """A digest of the task's id, for comparing calls."""
+        from hashlib import sha256
+
+        from pynenc.lineage import TASK_BYTES
+
+        return sha256(self.task_id.encode()).digest()[:TASK_BYTES]
+
+    @cached_property
     def key_rules(self) -> KeyRules | None:
         """How the keys of its calls are made; None when they need none."""
         from pynenc.keys import KeyRules

@@ -187,3 +187,37 @@ def chain_behind(at: str, gate: str) -> None:
 @app.task
 async def async_chain(depth: int) -> int:
     return 0 if depth == 0 else 1 + await async_chain(depth - 1)
+
+
+@app.task
+def call_itself(x: int) -> int:
+    return call_itself(x=x).result
+
+
+@app.task
+def ping(x: int, how: str) -> int:
+    """Calls `pong`, which calls this again."""
+    return pong(x, how).result + 1
+
+
+@app.task
+def pong(x: int, how: str) -> int:
+    if how == "parallelize":
+        return sum(ping.parallelize([(x - 1, "end"), (x, how)]).results)
+    if how == "stream":
+        return sum(ping.stream((x, how) for _ in range(2)))
+    if how == "end" or x == 0:
+        return 0
+    return ping(x if how == "again" else x - 1, how=how).result
+
+
+@app.task(cycle_control=False)
+def again_until(log: str, times: int) -> None:
+    """Makes the same call as itself, and does not wait for it."""
+    if append(log, "ran") + 1 < times:
+        again_until(log, times)
+
+
+@app.task
+def large_argument_again(data: bytes) -> int:
+    return large_argument_again(data).result

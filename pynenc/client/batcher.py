@@ -19,6 +19,7 @@ from pynenc.runner import Submission
 from pynenc.serializer import PROTOCOL, SCALARS, Frozen, columns_of, pack_arguments, plain_column
 
 if TYPE_CHECKING:
+    from pynenc.lineage import Caller
     from pynenc.task import Task
 
 BATCH_AGE_S = 0.001
@@ -42,9 +43,10 @@ class Packed(NamedTuple):
 class OpenBatch:
     """Calls that are being collected."""
 
-    __slots__ = ("entries", "frozen_bytes", "opened", "prepared", "submission")
+    __slots__ = ("caller", "entries", "frozen_bytes", "opened", "prepared", "submission")
 
-    def __init__(self, submission: Submission, opened: float) -> None:
+    def __init__(self, submission: Submission, opened: float, caller: Caller | None) -> None:
+        self.caller = caller
         self.submission = submission
         self.opened = opened
         self.entries: list[Any] = []
@@ -59,17 +61,20 @@ class Batcher:
         open_batch: Makes the submission of a new batch.
         send: Sends a batch that leaves.
         is_idle: Whether no call is under way.
+        caller: The call that runs here, if one does.
     """
 
     def __init__(
         self,
         open_batch: Callable[[], Submission],
-        send: Callable[[Task[Any, Any], Submission, Packed, int], None],
+        send: Callable[[Task[Any, Any], Submission, Packed, int, Caller | None], None],
         is_idle: Callable[[], bool],
+        caller: Callable[[], Caller | None],
     ) -> None:
         self._open_batch = open_batch
         self._send = send
         self._is_idle = is_idle
+        self._caller = caller
         self._lock = threading.Lock()
         self._open: dict[Task[Any, Any], OpenBatch] = {}
         self._flusher: threading.Thread | None = None
@@ -90,14 +95,18 @@ class Batcher:
         with self._lock:  # per call
             batch = self._open.get(task)
             now = time.monotonic()
+            caller = self._caller()
+            if batch is not None and batch.caller is not caller:
+                self._leave(task)
+                batch = None
             if batch is None:
                 idle = self._is_idle()
                 submission = self._open_batch()
                 if idle:
                     submission.count = submission.unfinished = 1
-                    self._send(task, submission, pack_call(task, entry), 0)
+                    self._send(task, submission, pack_call(task, entry), 0, caller)
                     return submission, 0
-                batch = self._open[task] = OpenBatch(submission, now)
+                batch = self._open[task] = OpenBatch(submission, now, caller)
                 self._wake_flusher()
             entries = batch.entries
             index = len(entries)
@@ -138,7 +147,8 @@ class Batcher:
     def _leave(self, task: Task[Any, Any]) -> None:
         batch = self._open.pop(task)
         extras = extras_of(len(batch.entries), batch.prepared, constant_of(task)).to_bytes()
-        self._send(task, batch.submission, Packed(len(batch.entries), *pack_arguments(batch.entries), extras), 0)
+        packed = Packed(len(batch.entries), *pack_arguments(batch.entries), extras)
+        self._send(task, batch.submission, packed, 0, batch.caller)
 
     def _wake_flusher(self) -> None:
         """While a batch is open, a helper thread sees to it that it leaves in time."""

@@ -54,6 +54,7 @@ from pynenc.status import InvocationStatus
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
     from pynenc.arguments import Arguments
+    from pynenc.lineage import Caller
     from pynenc.state_backend import StateBackend
     from pynenc.task import Task
 
@@ -97,7 +98,7 @@ class ClusterRunner:
         self._since_read = 0
         self._ready: list[Callable[[], object]] = []
         self._callbacks: CallbackThread | None = None
-        self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held)
+        self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
 
     # Submitting.
 
@@ -108,6 +109,8 @@ class ClusterRunner:
         entry = task.prepare(args, kwargs)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
+        if context.worker_running is not None:
+            self._check_cycle(task, entry)
         if type(entry) is PreparedCall:
             self._batcher.flush()  # What it depends on has to be there before it.
             if task.key_rules is not None and task.key_rules.looks_up:
@@ -125,6 +128,8 @@ class ClusterRunner:
         """Send the calls in batches as the items come."""
         self._connect()
         self._batcher.flush()  # What they depend on has to be there before them.
+        if not common:
+            items = self.without_cycles(task, items)
         constant = constant_of(task)
         if common:
             constant = self._with_common_arguments(task, common, constant)
@@ -177,7 +182,7 @@ class ClusterRunner:
         self._connect()
         submission = self._open_batch()
         submission.count = submission.unfinished = packed.count
-        self._send_batch(task, submission, packed, group or submission.number)
+        self._send_batch(task, submission, packed, group or submission.number, self._caller())
         return submission
 
     def offer(
@@ -546,17 +551,46 @@ class ClusterRunner:
         submission = self._held[number] = Submission(self, number, 0)
         return submission
 
-    def _send_batch(self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int) -> None:
+    def _caller(self) -> Caller | None:
+        """The call inside of which this is, if it is one of the same supervisor."""
+        running = context.worker_running
+        return running.caller() if running is not None and self._is_workers_own else None
+
+    def _check_cycle(self, task: Task[Any, Any], call: tuple[Any, ...] | Frozen | PreparedCall) -> None:
+        caller = self._caller()
+        if caller is not None and caller.is_above(task):
+            caller.check(task, call.entry if isinstance(call, PreparedCall) else call)
+
+    def without_cycles(self, task: Task[Any, Any], items: Iterable[Any]) -> Iterable[Any]:
+        """Items of a `parallelize` or a stream, none of which is a call from inside of which this is.
+
+        Raises:
+            CycleDetectedError: One of them is; for what is no list, when it is taken.
+        """
+        self._connect()
+        caller = self._caller()
+        if caller is None or not caller.is_above(task):
+            return items
+        if isinstance(items, list):  # Looked at beforehand: a list is sent faster than an iterator.
+            for item in items:
+                caller.check_item(task, item)
+            return items
+        return caller.checked(task, items)
+
+    def _send_batch(
+        self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int, caller: Caller | None
+    ) -> None:
         connection = self._connection
         if connection is None:
             raise RunnerError("the connection was closed while calls were made")
         key = self._task_keys.get(task)
         if key is None:
             key = self._declare(task, connection)
-        running = context.current()
         parent = NO_INVOCATION
-        if running is not None:
-            parent = parse_invocation_id(running.invocation_id()) or NO_INVOCATION
+        if caller is not None:
+            parent = caller.number
+            extras = Extras.from_bytes(packed.extras, packed.count)._replace(lineage=caller.lineage)
+            packed = packed._replace(extras=extras.to_bytes())
         batch = Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:])
         connection.send(batch.to_frame())
         self._since_read += 1

@@ -48,7 +48,7 @@ def stream(
     if task.key_rules is not None and task.key_rules.looks_up:
         yield from _stream_calls(runner, task, items, ordered, in_flight)
         return
-    chunks = Chunks(task, items, constant=constant_of(task))
+    chunks = Chunks(task, runner.without_cycles(task, items), constant=constant_of(task))
     window = Window(in_flight)
     under_way: deque[Submission] = deque()
     count = group = 0

@@ -80,6 +80,7 @@ class ConfigTask(Config):
     )
     disable_cache_args = names("Arguments that do not count for `call_result_cache`.")
     reroute_on_concurrency_control = boolean(True, "Have calls wait that may not run yet, rather than end them.")
+    cycle_control = boolean(True, "Refuse a call that is made from inside of itself, with the same arguments.")
     force_new_workflow = boolean(False, "Begin a workflow of its own.")
     triggers = anything("What starts the task by itself.")
     max_worker_losses = integer(1, "How often a call is run again after its worker died.")

@@ -14,7 +14,7 @@ from pynenc.exceptions import ProtocolError
 KEY_BYTES = 16
 """Keys are digests of this size."""
 
-_HEAD = Struct("<6IQ")
+_HEAD = Struct("<7IQ")
 _DEPENDENCY = Struct("<HHHQ")
 
 
@@ -37,6 +37,7 @@ class Extras(NamedTuple):
         cache: For `call_result_cache`.
         items: Which items of a named group the calls are; four bytes each.
         dependencies: Whose results the calls take.
+        lineage: Which calls are above the one that made them; see `pynenc.lineage`.
         common: The number of the arguments that the calls share, 0 for none.
     """
 
@@ -46,13 +47,14 @@ class Extras(NamedTuple):
     cache: bytes = b""
     items: bytes = b""
     dependencies: bytes = b""
+    lineage: bytes = b""
     common: int = 0
 
     def to_bytes(self) -> bytes:
         """As they travel and are stored; nothing when there are none."""
         if self == NONE:
             return b""
-        return b"".join((_HEAD.pack(*map(len, self[:6]), self.common), *self[:6]))
+        return b"".join((_HEAD.pack(*map(len, self[:7]), self.common), *self[:7]))
 
     @classmethod
     def from_bytes(cls, body: bytes, count: int) -> Extras:

@@ -127,7 +127,7 @@ _U64 = Struct("<Q")
 _BATCH = Struct("<QIIQQdBI")
 _RESULTS = Struct("<QIIIBddI")
 _FAILURE = Struct("<QIIIIBddd4I")
-_LEASE = Struct("<QQIIIIQB")
+_LEASE = Struct("<QQIIIIQBI")
 _ROWS_COUNT = Struct("<I")
 
 
@@ -268,14 +268,18 @@ class Lease(NamedTuple):
     """The number of the arguments that all its calls share, 0 for none."""
     packing: int
     payload: bytes
+    lineage: bytes = b""
+    """Which calls are above the one that made them; see `pynenc.lineage`."""
 
     def to_frame(self) -> bytes:
-        return frame(Kind.LEASE, _LEASE.pack(*self[:8]), self.payload)
+        return frame(Kind.LEASE, _LEASE.pack(*self[:8], len(self.lineage)), self.lineage, self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Lease:
         _check(body, _LEASE)
-        return cls._make((*_LEASE.unpack_from(body), body[_LEASE.size :]))
+        *head, lineage = _LEASE.unpack_from(body)
+        split = _LEASE.size + lineage
+        return cls._make((*head, body[split:], body[_LEASE.size : split]))
 
 
 class Pause(NamedTuple):

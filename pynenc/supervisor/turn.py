@@ -436,13 +436,13 @@ class Turn:
             worker.tasks.add(lease.task)
             task = self._tasks[lease.task]
             worker.peer.send(json_frame(Kind.TASK, number=task.number, task_id=task.task_id, context=task.context))
-        common = self._orchestrator.batches[lease.batch].extras.common
+        extras = self._orchestrator.batches[lease.batch].extras
+        common = extras.common
         if common and worker.common_arguments.add(common):
             worker.peer.send(bytes_frame(Kind.COMMON, common, self._store.common_arguments(common)))
         packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
-        message = Lease(
-            lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, common, packing, payload
-        )
+        head = (lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, common)
+        message = Lease(*head, packing, payload, extras.lineage)
         worker.peer.send(message.to_frame())
 
     def _direct_output(self, worker: Worker, client_number: int) -> None:

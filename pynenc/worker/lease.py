@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pynenc import context, execution
+from pynenc.lineage import Caller, identity_of
 from pynenc.protocol.messages import (
     MAX_BATCH_CALLS,
     NOT_RETRIABLE,
@@ -175,12 +176,14 @@ class Shipper:
 class RunningLease:
     """The lease that runs; makes the invocation objects when user code asks for them."""
 
-    __slots__ = ("lease", "slot", "task")
+    __slots__ = ("_caller", "_entries", "lease", "slot", "task")
 
     def __init__(self, task: Any, lease: Lease, slot: Slot) -> None:
         self.task = task
         self.lease = lease
         self.slot = slot
+        self._caller: Caller | None = None
+        self._entries: list[Any] | None = None
 
     @property
     def index(self) -> int:
@@ -196,6 +199,19 @@ class RunningLease:
 
     def invocation_id(self) -> str:
         return format_invocation_id(invocation_number(self.lease.batch, self.index))
+
+    def caller(self) -> Caller:
+        """The call that runs now, as those see it that it makes."""
+        lease, index = self.lease, self.index
+        number = invocation_number(lease.batch, index)
+        if self._caller is None or self._caller.number != number:
+            own = b""
+            if not lease.common:  # Those that share arguments are not told apart from each other.
+                if self._entries is None:
+                    self._entries = list(leased_arguments(lease.packing, lease.payload, lease.first, lease.stop))
+                own = identity_of(self.task, self._entries[index - lease.first])
+            self._caller = Caller(number, lease.lineage, own)
+        return self._caller
 
     def invocation(self) -> Any:
         return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS, self.lease.attempt)

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from pynenc import InvocationStatus, SerializationError
-from pynenc.exceptions import DependencyError, WorkerTraceback
+from pynenc.exceptions import CycleDetectedError, DependencyError, WorkerTraceback
 from pynenc.invocation import (
     DistributedInvocation,
     DistributedInvocationGroup,
     SynchronousInvocation,
     SynchronousInvocationGroup,
 )
-from tests import keyed, tasks
+from tests import keyed, rules, tasks
+from tests.conftest import wait_until
 
 
 @pytest.fixture(params=["distributed", "synchronous"], autouse=True)
@@ -337,3 +338,35 @@ def test_tasks_with_keys_give_their_results(tmp_path: Path) -> None:
     assert keyed.registered_for_user("ann", "hello").result == "ann: hello"
     named = [keyed.imported.parallelize([(f"{place}/log", x) for x in range(4)], name="n").results for _ in range(2)]
     assert [list(one) for one in named] == [[0, 1, 2, 3]] * 2
+
+
+def test_a_call_inside_of_itself_is_refused_with_the_circle() -> None:
+    with pytest.raises(CycleDetectedError) as caught:
+        rules.call_itself(1).get(timeout=20)
+    assert caught.value.cycle == ["tests.rules.call_itself(x=1)"] * 2
+    with pytest.raises(CycleDetectedError) as caught:
+        rules.ping(3, "again").get(timeout=20)
+    ping, pong = "tests.rules.ping(x=3, how='again')", "tests.rules.pong(x=3, how='again')"
+    assert caught.value.cycle == [ping, pong, ping]
+    assert f"{ping} -> {pong} -> {ping}" in str(caught.value)
+    with pytest.raises(CycleDetectedError, match=r"data=b'xxx.*\.\.\.\) -> "):
+        rules.large_argument_again(b"x" * 100_000).get(timeout=20)
+
+
+@pytest.mark.parametrize("how", ["parallelize", "stream"])
+def test_a_call_inside_of_itself_is_refused_among_others(how: str) -> None:
+    with pytest.raises(CycleDetectedError, match=r"ping.* -> .*pong.* -> .*ping"):
+        rules.ping(3, how).get(timeout=20)
+
+
+def test_the_same_task_with_other_arguments_is_no_circle() -> None:
+    assert rules.ping(4, "down").get(timeout=20) == 5
+    assert rules.fibonacci(6).get(timeout=20) == 8
+
+
+def test_a_call_that_repeats_itself_without_waiting_says_so(tmp_path: Path, mode: str) -> None:
+    if mode == "synchronous":
+        return  # There every call is waited for.
+    log = tmp_path / "log"
+    rules.again_until(str(log), 5).get(timeout=20)
+    wait_until(lambda: log.read_text().count("ran") == 5, "it has repeated itself")

@@ -1,0 +1,119 @@
+"""Call cycles: a call made from inside of itself, directly or through others, would wait for itself for ever.
+
+Every batch that a running call sends carries the identities of the calls above it, so a cycle is seen where it would be closed,
+before anything is sent. Most calls are of a task that is not above them, and compare nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pynenc import context
+from pynenc.exceptions import CycleDetectedError
+from pynenc.prepared import PreparedCall
+from pynenc.serializer import Frozen
+
+if TYPE_CHECKING:
+    from pynenc.task import Task
+
+TASK_BYTES = 8
+IDENTITY_BYTES = 16
+"""An identity is a digest of the task and one of the arguments."""
+
+KEPT = 256
+"""So many of the calls above are known, the nearest ones: a circle of at most so many calls is found."""
+
+LARGE_BYTES = 1 << 16
+"""Larger arguments are compared as they were pickled, not value by value."""
+
+
+class Caller:
+    """The call that runs, as the calls that it makes see it.
+
+    Args:
+        number: Its invocation.
+        above: The identities of the calls above it.
+        own: Its own.
+    """
+
+    def __init__(self, number: int, above: bytes, own: bytes) -> None:
+        self.number = number
+        self.lineage = (above + own)[-KEPT * IDENTITY_BYTES :]
+
+    @cached_property
+    def _calls(self) -> set[bytes]:
+        return {self.lineage[at : at + IDENTITY_BYTES] for at in range(0, len(self.lineage), IDENTITY_BYTES)}
+
+    @cached_property
+    def _tasks(self) -> set[bytes]:
+        return {call[:TASK_BYTES] for call in self._calls}
+
+    def is_above(self, task: Task[Any, Any]) -> bool:
+        """Whether calls of this task have to be compared with those above."""
+        return task.identity in self._tasks and bool(task.conf.cycle_control)
+
+    def check(self, task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> None:
+        """Refuse a call that is one of those above.
+
+        Raises:
+            CycleDetectedError: It is.
+        """
+        if identity_of(task, entry) in self._calls:
+            raise CycleDetectedError(_circle(task, entry))
+
+    def checked(self, task: Task[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a `parallelize`, each of them looked at as it is taken."""
+        for item in items:
+            self.check_item(task, item)
+            yield item
+
+    def check_item(self, task: Task[Any, Any], item: Any) -> None:
+        """Refuse an item of a `parallelize` that is one of the calls above."""
+        call = task.freeze_call(*task.call_of(item))
+        self.check(task, call.entry if isinstance(call, PreparedCall) else call)
+
+
+def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> bytes:
+    """What two calls have in common that are the same."""
+    from hashlib import sha256
+
+    if isinstance(entry, Frozen) and len(entry) > LARGE_BYTES:
+        return task.identity + sha256(entry).digest()[: IDENTITY_BYTES - TASK_BYTES]
+    collector = context.collector
+    outer, collector.comparing = collector.comparing, True
+    try:
+        return task.identity + task.args_from(entry).digest[: IDENTITY_BYTES - TASK_BYTES]
+    finally:
+        collector.comparing = outer
+
+
+def _circle(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> list[str]:
+    """The calls of a circle in words, from the one that is asked for again to itself."""
+    again = task.args_from(entry)
+    shown = [_in_words(task, again)]
+    running = context.current()
+    above = running.invocation() if running is not None else None
+    while above is not None and len(shown) <= KEPT:
+        shown.append(call_in_words(above))
+        if above.task.task_id == task.task_id and above.arguments == again:
+            break
+        above = above.parent_invocation
+    return shown[::-1]
+
+
+def call_in_words(invocation: Any) -> str:
+    """The task and the arguments of an invocation, shortened."""
+    return _in_words(invocation.task, invocation.arguments)
+
+
+def _in_words(task: Task[Any, Any], arguments: Any) -> str:
+    kwargs: Mapping[str, Any] = arguments.kwargs
+    values = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items())
+    return f"{task.task_id}({values})"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
