@@ -59,6 +59,9 @@ class SynchronousRunner:
         )
         if parent is not None and task.conf.cycle_control:
             _refuse_cycle(invocation)
+        for one in depended_on:
+            if not one.status.is_final:
+                raise CycleDetectedError([call_in_words(one), call_in_words(invocation), call_in_words(one)])
         failed = next((one for one in depended_on if one.exception is not None), None)
         if failed is not None:
             invocation.fail(_dependency_error(invocation, failed))

@@ -221,3 +221,9 @@ def again_until(log: str, times: int) -> None:
 @app.task
 def large_argument_again(data: bytes) -> int:
     return large_argument_again(data).result
+
+
+@app.task
+def wait_for_itself(how: str) -> object:
+    invocation = wait_for_itself.invocation
+    return invocation.result if how == "result" else square(invocation).result  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pynenc import context
 from pynenc.dependencies import result_of, results_of
+from pynenc.exceptions import CycleDetectedError
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
 from pynenc.protocol.messages import Ending, Results, invocation_number
 from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
@@ -88,6 +89,11 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         return None if parent is None else self.app.get_invocation(parent)
 
     def wait(self, timeout: float | None = None) -> bool:
+        running = context.worker_running
+        if running is not None and running.invocation_id() == self.invocation_id:
+            from pynenc.lineage import call_in_words
+
+            raise CycleDetectedError([call_in_words(self)] * 2)
         return self._runner.wait_until(lambda: self._submission.has_outcome(self._index), timeout, [self._submission])
 
     @property

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from pynenc import context, execution
+from pynenc.exceptions import CycleDetectedError
 from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
+from pynenc.lineage import call_in_words
 from pynenc.status import InvocationStatus, check_change
 from pynenc.types import Params, Result
 
@@ -104,6 +106,8 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         return self._error
 
     def get(self, timeout: float | None = None) -> Result:
+        if not self._status.is_final:  # It runs: the one who asks is inside of it.
+            raise CycleDetectedError([call_in_words(self)] * 2)
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[no-any-return]

@@ -370,3 +370,8 @@ def test_a_call_that_repeats_itself_without_waiting_says_so(tmp_path: Path, mode
     log = tmp_path / "log"
     rules.again_until(str(log), 5).get(timeout=20)
     wait_until(lambda: log.read_text().count("ran") == 5, "it has repeated itself")
+
+
+def test_a_call_that_waits_for_its_own_invocation_is_refused() -> None:
+    with pytest.raises(CycleDetectedError, match=r"wait_for_itself.* -> .*wait_for_itself"):
+        rules.wait_for_itself("result").get(timeout=20)
