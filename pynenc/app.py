@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pynenc.broker import Broker
     from pynenc.client.runner import ClusterRunner
     from pynenc.conf.config_pynenc import ConfigPynenc
+    from pynenc.direct import DirectTask, Split
     from pynenc.invocation.base_invocation import BaseInvocation
     from pynenc.orchestrator import Orchestrator
     from pynenc.runner import Runner
@@ -87,6 +88,52 @@ class Pynenc:
             return self._register(Task(self, decorated, options))
 
         return decorate
+
+    @overload
+    def direct_task(self, func: Func[Params, Result], /) -> DirectTask[Params, Result]: ...
+    @overload
+    def direct_task(
+        self,
+        func: None = None,
+        /,
+        *,
+        parallel_func: Split | None = None,
+        aggregate_func: Callable[[list[Any]], Any] | None = None,
+        **options: Any,
+    ) -> Callable[[Func[Params, Result]], DirectTask[Params, Result]]: ...
+    def direct_task(
+        self,
+        func: Func[Params, Result] | None = None,
+        /,
+        *,
+        parallel_func: Split | None = None,
+        aggregate_func: Callable[[list[Any]], Any] | None = None,
+        **options: Any,
+    ) -> DirectTask[Params, Result] | Callable[[Func[Params, Result]], DirectTask[Params, Result]]:
+        """Make a function that workers run, and whose calls block and return its value: `@app.direct_task`.
+
+        Args:
+            func: A module-level function.
+            parallel_func: Splits a call. It is given the call's arguments by name, defaults included, and returns those of the
+                parts, as `parallelize` takes them; or a tuple of the arguments that all parts share, a dictionary, and
+                those of the parts.
+            aggregate_func: Makes the value of the call from the list of the parts' results, in order; without it the list
+                is the value.
+            options: Task options; the configuration reference lists them.
+
+        Raises:
+            RuntimeError: The function's module is run as the main program.
+            ValueError: The function is nested or a lambda, or there is an `aggregate_func` alone.
+            InvalidTaskOptionsError: Options are invalid.
+        """
+        from pynenc.direct import DirectTask
+
+        def decorate(decorated: Func[Params, Result]) -> DirectTask[Params, Result]:
+            direct = DirectTask(Task(self, decorated, options), parallel_func, aggregate_func)
+            self._register(direct.task)
+            return direct
+
+        return decorate if func is None else decorate(func)
 
     def _register(self, task: Task[Params, Result]) -> Task[Params, Result]:
         self.tasks[task.task_id] = registered[task.task_id] = task

@@ -383,12 +383,14 @@ def function_of(task_id: str) -> Callable[..., Any]:
     """
     import importlib
 
+    from pynenc.direct import DirectTask
+
     module_name, _, name = task_id.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise TaskError(task_id, f"its function cannot be found by its module path: {error}") from error
-    func: Callable[..., Any] = found.func if isinstance(found, Task) else found
+    func: Callable[..., Any] = found.func if isinstance(found, Task | DirectTask) else found
     return func
 
 

@@ -172,3 +172,46 @@ def id_of_shared(x: int, table: list[int]) -> tuple[int, int]:
 @app.task(call_result_cache=True)
 def table_sum(x: int, table: list[int]) -> int:
     return x + sum(table)
+
+
+def split_numbers(arguments: dict[str, Any]) -> list[tuple[list[int], int]]:
+    numbers, offset = arguments["numbers"], arguments["offset"]
+    return [(numbers[at : at + 3], offset) for at in range(0, len(numbers), 3)]
+
+
+@app.direct_task(parallel_func=split_numbers, aggregate_func=sum, parallel_batch_size=2)
+def sum_in_parts(numbers: list[int], offset: int = 0) -> int:
+    assert len(numbers) <= 3
+    return sum(numbers) + offset
+
+
+def split_with_common(arguments: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    return {"table": arguments["table"]}, ({"keys": [key]} for key in arguments["keys"])
+
+
+@app.direct_task(parallel_func=split_with_common)
+def look_up(keys: list[int], table: dict[int, int]) -> Any:
+    return table[keys[0]]
+
+
+@app.direct_task
+def where(fails: bool = False) -> int:
+    """Which process ran it."""
+    if fails:
+        raise ValueError("on purpose")
+    return os.getpid()
+
+
+@app.direct_task(parallel_func=lambda arguments: [(x,) for x in range(arguments["x"])], aggregate_func=sum)
+async def doubled_in_parts(x: int) -> int:
+    return 2 * x
+
+
+@app.direct_task
+async def doubled(x: int) -> int:
+    return 2 * x
+
+
+@app.task
+def direct_inside(x: int) -> int:
+    return sum_in_parts(list(range(x)), offset=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -375,3 +376,31 @@ def test_a_call_that_repeats_itself_without_waiting_says_so(tmp_path: Path, mode
 def test_a_call_that_waits_for_its_own_invocation_is_refused() -> None:
     with pytest.raises(CycleDetectedError, match=r"wait_for_itself.* -> .*wait_for_itself"):
         rules.wait_for_itself("result").get(timeout=20)
+
+
+def test_a_direct_task_returns_the_value_itself(mode: str) -> None:
+    pid = keyed.where()
+    assert (pid == os.getpid()) == (mode == "synchronous")
+    with pytest.raises(ValueError, match="on purpose"):
+        keyed.where(fails=True)
+    with pytest.raises(TypeError, match="nothing"):
+        keyed.where(nothing=1)  # type: ignore[call-arg]
+    assert keyed.where.task().result
+    assert keyed.where.__name__ == "where"
+    assert keyed.where.__doc__ == "Which process ran it."
+    assert repr(keyed.where) == "DirectTask(func=where)"
+
+
+def test_a_direct_task_splits_its_call_and_joins_the_parts() -> None:
+    assert keyed.sum_in_parts(list(range(10))) == 45
+    assert keyed.sum_in_parts(list(range(10)), 100) == 445  # Once for each of the four parts.
+    assert keyed.look_up([1, 2, 1], {1: 10, 2: 20}) == [10, 20, 10]
+    assert keyed.look_up([], {}) == []
+    assert keyed.direct_inside(9).result == 39
+
+
+def test_a_direct_task_of_a_coroutine_function_is_awaited() -> None:
+    async def both() -> tuple[int, int]:
+        return await keyed.doubled(4), await keyed.doubled_in_parts(4)  # type: ignore[misc]
+
+    assert asyncio.run(both()) == (8, 12)

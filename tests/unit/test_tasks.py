@@ -21,7 +21,7 @@ from pynenc.exceptions import (
     WorkerLostError,
     WorkerTraceback,
 )
-from tests import tasks
+from tests import keyed, tasks
 
 
 def test_a_task_shows_itself_and_its_function() -> None:
@@ -166,3 +166,17 @@ def test_other_systems_are_told_at_import() -> None:
     program = "import sys; sys.platform = 'win32'; import pynenc"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "ImportError: pynenc runs on Linux and macOS" in done.stderr
+
+
+def test_a_direct_task_cannot_join_what_it_does_not_split() -> None:
+    with pytest.raises(ValueError, match="aggregate_func joins the results of the parts that parallel_func makes"):
+        tasks.app.direct_task(aggregate_func=sum)(keyed.per_host.func)
+    with pytest.raises(InvalidTaskOptionsError, match="max_retry"):
+        tasks.app.direct_task(max_retry=1)(keyed.per_host.func)
+
+
+def test_a_direct_task_travels_as_its_task() -> None:
+    task = pickle.loads(pickle.dumps(keyed.where.task))
+    assert task == keyed.where.task
+    assert task.func is keyed.where.func
+    assert tasks.app.get_task("tests.keyed.where") is keyed.where.task
