@@ -18,7 +18,7 @@ first that says something wins:
 1. **Environment.** `PYNENC__FIELD`; for one class `PYNENC__CONFIGTASK__FIELD`; for one task
    `PYNENC__CONFIGTASK__MODULE#TASK__FIELD` (dots of the module are kept or written as `#`).
    `True`, `1`, `yes`, `on` are true; `False`, `0`, `no`, `off` are false.
-2. **Task options**: `@app.task(max_worker_losses=0)`.
+2. **Task options**: `@app.task(max_worker_losses=0)`; [tasks](tasks.md) has an example of each.
 3. **The program**: `Pynenc(config_values={"num_workers": 2})`; `app.conf.num_workers = 2` sets a value afterwards.
 4. **A file**: `Pynenc(config_filepath=...)` or `PYNENC__FILEPATH`; else `[tool.pynenc]` in `pyproject.toml`, else
    `pynenc.toml`, `pynenc.json` or `pynenc.yaml` (with PyYAML), in the top folder of the project.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pynenc.conf.config_task import ConfigTask
 from tests.conftest import Finished
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,16 @@ def test_the_readme_tells_what_its_example_prints(run_python: Callable[..., Fini
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_python_block_goes_untested(page: Path) -> None:
     assert page.read_text().count("```python") == len(BLOCK.findall(page.read_text()))
+
+
+NOT_ACTED_ON = {"force_new_workflow", "triggers"}
+"""Options that are accepted for later."""
+
+
+@pytest.mark.parametrize("option", sorted({field.name for field in ConfigTask.fields()} - NOT_ACTED_ON))
+def test_each_task_option_has_an_example(option: str) -> None:
+    examples = "".join(blocks(PROJECT / "docs" / "tasks.md").values())
+    assert re.search(rf"\b{option}=", examples)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
