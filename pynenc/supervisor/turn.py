@@ -157,6 +157,9 @@ class Turn:
         self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
+        if self._watchers:  # Only now: the last outcomes of a batch may be several.
+            for batch in {outcome.batch for outcome in self._deliveries} - self._orchestrator.batches.keys():
+                self._watchers.pop(batch, None)
         self._deliveries.clear()
         for peer, answer in self._after_commit:
             peer.send(answer)
@@ -482,8 +485,6 @@ class Turn:
                 continue
             made = made or outcome.to_frame()
             client.peer.send(made)
-        if self._watchers and outcome.batch not in self._orchestrator.batches:
-            self._watchers.pop(outcome.batch, None)
 
     def _cut_settled(self, worker: Worker, serial: int) -> None:
         if worker.number in self._pool.workers:

@@ -116,12 +116,33 @@ def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path, c
     wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all have ended", seconds=5)
 
 
-@pytest.mark.parametrize("example", ["errors/errors.py", "census/census.py"])
-def test_examples_run(run_python: RunPython, example: str) -> None:
-    arguments = ["--limit", "60"] if "census" in example else []
-    finished = run_python({}, "-m", "pynenc", "run", str(PROJECT / "examples" / example), *arguments)
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("errors/errors.py", "and then: 2.0"),
+        ("census/census.py --limit 60", "both runs found the same"),
+        ("downloads/downloads.py", "60 pages, 6,570 bytes"),
+        ("pipeline/pipeline.py --chapters 20", "letters in 20 chapters"),
+        ("pipeline/pipeline.py --break", "ended with ValueError: a broken step"),
+    ],
+)
+def test_examples_run(run_python: RunPython, command: str, says: str) -> None:
+    script, *arguments = command.split()
+    finished = run_python({}, "-m", "pynenc", "run", str(PROJECT / "examples" / script), *arguments)
     assert finished.code == 0, finished.err
-    if "census" in example:
-        assert "both runs found the same" in finished.out
-    else:
-        assert "and then: 2.0" in finished.out
+    assert says in finished.out
+    if "downloads" in script:
+        most = finished.out.rpartition("by host: ")[2].split(" (")[0].split(", ")
+        assert set(most) <= {"1", "2"}
+
+
+def test_the_resumable_import_goes_on_after_a_crash(run_python: RunPython) -> None:
+    command = ("-m", "pynenc", "run", str(PROJECT / "examples" / "resume" / "resume.py"))
+    crashed = run_python({}, *command, "--crash")
+    assert (crashed.code, crashed.out) == (-signal.SIGKILL, "1,000 lines are there: killed\n")
+    for _ in range(2):
+        finished = run_python({}, *command)
+        assert finished.code == 0, finished.err
+        assert finished.out.startswith("2,000 lines, ")
+        assert finished.out.endswith("loaded twice: 0\n")
+    assert "2,000 of them from earlier runs" in finished.out

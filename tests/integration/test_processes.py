@@ -296,3 +296,30 @@ def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(RunnerError, match="schema version 99"):
         tasks.add(1)
+
+
+def test_another_program_gets_all_of_the_outcomes_that_come_together(tmp_path: Path) -> None:
+    """The last results of a batch and its last failures come at the same moment, to everybody who waits."""
+    gate = tmp_path / "gate"
+    held = tasks.begin_and_wait_for.parallelize([(str(tmp_path / f"begun{i}"), str(gate)) for i in range(2)])
+    for i in range(2):
+        wait_until((tmp_path / f"begun{i}").exists, "both workers are busy")
+    group = tasks.fail_odd.parallelize([(x,) for x in range(40)])
+    program = (
+        "import sys\nfrom tests import tasks\n"
+        "calls = [tasks.app.get_invocation(one) for one in sys.argv[1:]]\n"
+        "print('attached', flush=True)\n"
+        "print(sum(one.exception is not None for one in calls))\n"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *(one.invocation_id for one in group)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root, "PYNENC__APP_ID": "tests"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "attached\n"
+    gate.touch()
+    assert process.communicate(timeout=30)[0] == "20\n"
+    assert all(held.results)
