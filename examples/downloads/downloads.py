@@ -51,17 +51,17 @@ class CountingServer(ThreadingHTTPServer):
 class Page(BaseHTTPRequestHandler):
     """A page that takes its time."""
 
-    server: CountingServer
-
     def do_GET(self) -> None:
-        with self.server.lock:
-            self.server.serving += 1
-            self.server.most = max(self.server.most, self.server.serving)
+        server = self.server
+        assert isinstance(server, CountingServer)
+        with server.lock:
+            server.serving += 1
+            server.most = max(server.most, server.serving)
         time.sleep(ANSWER_S)
         body = b"x" * (100 + int(self.path.strip("/")))
         # Counted as served before the answer leaves: the next request may follow it at once.
-        with self.server.lock:
-            self.server.serving -= 1
+        with server.lock:
+            server.serving -= 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
