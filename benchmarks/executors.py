@@ -49,6 +49,9 @@ class PynencExecutor:
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return list(self._tasks[func].parallelize([(value,) for value in values]).results)
 
+    def fibonacci(self, n: int) -> int:
+        return tasks.fibonacci_task(n).result
+
     def close(self) -> None:
         tasks.app.close()
 
@@ -169,6 +172,9 @@ class DaskExecutor:
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return list(self._client.gather(self._client.map(func, values, pure=False)))
 
+    def fibonacci(self, n: int) -> int:
+        return int(self._client.submit(_dask_fibonacci, n, pure=False).result())
+
     def close(self) -> None:
         self._client.shutdown()
 
@@ -199,6 +205,9 @@ class RayExecutor:
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return self.calls(func, values)
+
+    def fibonacci(self, n: int) -> int:
+        return int(self._ray.get(self._function(_ray_fibonacci).remote(n)))
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -260,6 +269,25 @@ class BareExecutor:
 
     def close(self) -> None:
         """Its processes have ended."""
+
+
+def _dask_fibonacci(n: int) -> int:
+    from distributed import worker_client
+
+    if n < 2:
+        return n
+    with worker_client() as client:
+        calls = [client.submit(_dask_fibonacci, smaller, pure=False) for smaller in (n - 2, n - 1)]
+        return sum(client.gather(calls))
+
+
+def _ray_fibonacci(n: int) -> int:
+    import ray
+
+    if n < 2:
+        return n
+    remote = ray.remote(_ray_fibonacci)
+    return sum(ray.get([remote.remote(n - 2), remote.remote(n - 1)]))
 
 
 def _run_all(func: Callable[[Any], Any], values: Sequence[Any]) -> None:

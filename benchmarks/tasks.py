@@ -30,6 +30,15 @@ def gate(path: str) -> str:
     return path
 
 
+def fibonacci(n: int) -> int:
+    """Each call makes two calls and waits for them."""
+    if n < 2:
+        return n
+    smaller, small = fibonacci_task(n - 2), fibonacci_task(n - 1)
+    return smaller.result + small.result
+
+
+fibonacci_task = app.task(fibonacci)
 noop_task = app.task(noop)
 burn_task = app.task(burn)
 gate_task = app.task(gate)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tasks
+from benchmarks import executors, tasks
 from benchmarks.executors import EXECUTORS, WORKERS
 
 
@@ -137,6 +137,30 @@ def cold_start(name: str) -> float:
     return statistics.median(took[1:])
 
 
+def _nested(name: str, workers: int) -> float:
+    executors.WORKERS = workers
+    executor = EXECUTORS[name]()
+    try:
+        if not hasattr(executor, "fibonacci"):
+            raise ImportError(f"{name} has no calls that wait for calls")
+        assert executor.fibonacci(4) == 3
+        began = time.perf_counter()
+        assert executor.fibonacci(12) == 144
+        return time.perf_counter() - began
+    finally:
+        executor.close()
+
+
+def nested_one_worker(name: str) -> float:
+    """Seconds for Fibonacci of 12 by 465 calls that wait for each other, with one worker."""
+    return _nested(name, 1)
+
+
+def nested_two_workers(name: str) -> float:
+    """The same with two workers."""
+    return _nested(name, 2)
+
+
 def _blocked(count: int, use: Callable[[Path], float]) -> float:
     """Queue no-op calls behind workers that are held at a gate."""
     import psutil  # noqa: F401  (imported before memory is looked at)
@@ -246,6 +270,8 @@ WORKLOADS: dict[str, Callable[[str], float]] = {
         short_calls,
         skewed_tail,
         cold_start,
+        nested_one_worker,
+        nested_two_workers,
         worker_memory,
         supervisor_memory,
         client_memory,
