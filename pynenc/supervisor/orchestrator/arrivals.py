@@ -1,0 +1,89 @@
+"""How batches come in: they are queued, wait for results, or are there already."""
+
+from __future__ import annotations
+
+from pynenc.protocol.extras import key_at
+from pynenc.supervisor.events import (
+    AnswerOffer,
+    BatchArrived,
+    BatchOffered,
+    CallLater,
+    CallsWithdrawn,
+    Effect,
+    Ended,
+    Reused,
+)
+from pynenc.supervisor.orchestrator.outcomes import Outcomes
+from pynenc.supervisor.orchestrator.state import UnfinishedBatch
+
+
+class Arrivals(Outcomes):
+    """The rules about new batches."""
+
+    def batch_arrived(self, event: BatchArrived) -> list[Effect]:
+        """Queue a new batch; one that is known already was sent again and is left out."""
+        if event.batch in self.batches:
+            return []
+        options = self.tasks[event.task].options
+        self._arrivals += 1
+        state = UnfinishedBatch(event, options.priority, self._arrivals)
+        self.batches[event.batch] = state
+        effects: list[Effect] = []
+        if options.expires_s:
+            late = CallsWithdrawn(event.batch, 0, event.count, Ended.EXPIRED, False, {})
+            effects.append(CallLater(options.expires_s, late))
+        if not state.depends_on:
+            self.broker.put(self._range(event.batch, 0, event.count))
+            return effects
+        return effects + self._wait_for_dependencies(event)
+
+    def _wait_for_dependencies(self, event: BatchArrived) -> list[Effect]:
+        """Queue those calls of a new batch whose dependencies have their results, and end those whose have failed."""
+        failed: dict[int, int] = {}
+        for on in event.extras.depended_on():
+            there = self.batches.get(on.batch)
+            if there is None:
+                root, results = event.settled[on.batch, on.first, on.stop], 0
+            else:
+                root = there.root_of_failure(on.batch, on.first, on.stop)
+                results = there.results_left(on.first, on.stop)
+            if root:
+                failed.setdefault(on.index, root)
+            elif results:
+                self.dependencies.add(event.batch, on, results)
+        ready = [
+            (event.batch, index)
+            for index in range(event.count)
+            if index not in failed and (event.batch, index) not in self.dependencies.waiting
+        ]
+        self._put_ready(ready)
+        effects: list[Effect] = []
+        for index, root in failed.items():
+            self.dependencies.remove(event.batch, index, index + 1)
+            effects += self._end(self._range(event.batch, index, index + 1), Ended.DEPENDENCY, root=root)
+        return effects
+
+    def batch_offered(self, event: BatchOffered) -> list[Effect]:
+        """Take a batch, unless some of its calls are there already and have not begun: then say which."""
+        offered = event.batch
+        keys, arguments = offered.extras.registration, offered.extras.arguments
+        reused = []
+        for index in range(offered.count):
+            found = self._registered.get(key_at(keys, index))
+            if found is not None and self._waits_to_run(*found[:2], event.positions):
+                reused.append(Reused(index, *found[:2], found[2] != key_at(arguments, index)))
+        if reused or offered.batch in self.batches:
+            return [AnswerOffer(offered.batch, reused)]
+        for index in range(offered.count):
+            self._registered[key_at(keys, index)] = (offered.batch, index, key_at(arguments, index))
+        return [AnswerOffer(offered.batch, []), *self.batch_arrived(offered)]
+
+    def _waits_to_run(self, number: int, index: int, positions: dict[int, int]) -> bool:
+        batch = self.batches.get(number)
+        if batch is None or batch.has_ended(index):
+            return False
+        for worker_number, worker in self.workers.items():
+            for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]:
+                if leased.calls.batch == number and leased.calls.first <= index < leased.calls.stop:
+                    return leased.position + index - leased.calls.first > positions.get(worker_number, 0)
+        return True

@@ -1,0 +1,283 @@
+"""What runs where: ready calls go to workers with room, and what a worker has not begun is taken back for another."""
+
+from __future__ import annotations
+
+from pynenc.protocol.extras import key_at
+from pynenc.supervisor.broker import Range
+from pynenc.supervisor.events import (
+    CutReached,
+    CutSettled,
+    CutWorker,
+    Effect,
+    Ended,
+    KillWorker,
+    LeaseCalls,
+    LookAgain,
+    Looked,
+    UncutWorker,
+    WatchTimes,
+)
+from pynenc.supervisor.orchestrator.arrivals import Arrivals
+from pynenc.supervisor.orchestrator.concurrency import first_stretch
+from pynenc.supervisor.orchestrator.leases import WorkerLeases
+from pynenc.supervisor.orchestrator.state import TaskRules
+
+LOOK_AGAIN_S = 0.002
+"""How long a worker is idle before the calls of the others are looked at."""
+
+SHORT_S = 0.002
+"""Work shorter than this is not worth dividing between workers."""
+
+TIMES_S = 0.05
+"""How often the running times of calls with a time limit are looked at, at the least."""
+
+
+class Leasing(Arrivals):
+    """The rules about leases and cuts."""
+
+    def lease_ready_calls(self) -> list[Effect]:
+        """Hand ready calls to workers that have room, the least loaded first. Once per turn, after its events."""
+        effects: list[Effect] = []
+        broker = self.broker
+        if self._any_waits() or len(self.workers) > self._size:
+            effects += self._lease_awaited_calls() + self._fit_workers()
+        while broker.ready:
+            number, worker = self._worker_with_room()
+            if worker is None:
+                return effects
+            task = self.tasks[broker.peek().task]
+            calls = broker.take(self._lease_size(task, worker.load_s))
+            if self.batches[calls.batch].extras.running:
+                effects += self._lease_keyed(number, calls)
+            else:
+                effects += self._lease(number, worker, calls)
+        if not self._looking and (self._someone_idles_beside_a_queue() or self._waiting_threads_hold_calls()):
+            self._looking = True
+            effects.append(LookAgain(LOOK_AGAIN_S))
+        return effects
+
+    def cut_settled(self, event: CutSettled) -> list[Effect]:
+        """What lies behind both the cut and the call that runs will not be run by this worker: queue it again."""
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.cut is None or event.serial != worker.serial:
+            return []
+        worker.settled = True
+        effects = self._requeue(event.worker, worker.take_since(max(worker.cut[0], event.position + 1)))
+        if worker.doomed is not None:
+            doomed = worker.doomed[0]
+            if event.position != doomed:
+                worker.doomed = None  # Its call ended by itself.
+            elif worker.cut[0] <= doomed + 1:
+                effects.append(KillWorker(event.worker))
+        if worker.wanted is not None:
+            effects += self._cut(event.worker, worker, worker.wanted)
+        return effects
+
+    def cut_reached(self, event: CutReached) -> list[Effect]:
+        """The worker stands at its cut with empty hands, so it can be leased calls again."""
+        worker = self.workers.get(event.worker)
+        if worker is None:
+            return []
+        if worker.paused:
+            # The calls that wait need the cut still; what lay in it was taken back when they paused, and what the worker
+            # holds now was leased since.
+            return []
+        effects = self._requeue(event.worker, worker.take_since(event.position))
+        worker.uncut()
+        return [*effects, UncutWorker(event.worker)]
+
+    def looked(self, event: Looked) -> list[Effect]:
+        """A worker idles while another holds calls that it has not begun: take half of them back."""
+        self._looking = False
+        effects: list[Effect] = []
+        for number, position in event.positions.items():
+            worker = self.workers.get(number)
+            if worker is not None and worker.threads and worker.cut is None:
+                start, stop = worker.unstarted(position)
+                if start < stop:
+                    effects += self._cut(number, worker, start)
+        if effects or self.broker.ready or not self._someone_idles_beside_a_queue():
+            return effects
+        most, victim = 0, -1
+        for number, position in event.positions.items():
+            worker = self.workers.get(number)
+            if worker is not None and not worker.paused and (count := self._movable(worker, position)) > most:
+                most, victim = count, number
+        if victim < 0:
+            return []
+        longest = self.workers[victim]
+        return self._cut(victim, longest, self._start_of_last(longest, (most + 1) // 2))
+
+    def _lease(self, number: int, worker: WorkerLeases, calls: Range) -> list[Effect]:
+        task = self.tasks[calls.task]
+        position = worker.add(calls, task.call_s or self.lease_s)
+        lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
+        if task.options.timeout_s and not self._watching_times:
+            return [lease, self._watch_times()]
+        return [lease]
+
+    def _lease_keyed(self, number: int, calls: Range, in_turn: bool = True) -> list[Effect]:
+        """Lease the calls that come first for the key of these calls, if it is free; else these wait for it, or end.
+
+        Args:
+            number: The worker that has room; one that holds the key already may get them instead.
+            calls: Taken from the broker.
+            in_turn: Whether others that wait for the key come before them.
+        """
+        key, stop = first_stretch(self.batches[calls.batch].extras.running, calls.first, calls.stop)
+        options = self.tasks[calls.task].options
+        if not options.reroute:
+            stop = calls.first + 1  # One by one, so that no more of them are in anybody's hands than may run.
+        if stop < calls.stop:
+            self.broker.put_back(calls.part(stop, calls.stop))
+            calls = calls.part(calls.first, stop)
+        keys = self.keys
+        if not options.reroute:
+            return (
+                self._hold(key, number, calls)
+                if keys.held(key) < options.max_running
+                else self._end(calls, Ended.CONTROLLED)
+            )
+        free = keys.may_hold(key, number, options.max_running)
+        if free and not in_turn:
+            return self._hold(key, number, calls)
+        keys.block(key, self._order(calls), calls)
+        if not free:
+            with_room = [one for one in keys.holders[key] if self._has_room(self.workers[one])]
+            if not with_room:
+                return []
+            number = with_room[0]
+        return self._lease_blocked(key, number)
+
+    def _lease_blocked(self, key: bytes, number: int) -> list[Effect]:
+        """Lease calls that wait for a key to a worker that may hold it: the first of them, and some more if they are short."""
+        effects: list[Effect] = []
+        worker = self.workers[number]
+        while (calls := self.keys.wake(key)) is not None:
+            call_s = self.tasks[calls.task].call_s
+            room = int((self.lease_s - worker.load_s) / call_s) if call_s else 0
+            stop = calls.first + max(room, 0 if effects else 1)
+            if stop < calls.stop:
+                left = calls.part(max(stop, calls.first), calls.stop)
+                self.keys.block(key, self._order(left), left)
+            if stop <= calls.first:
+                break
+            effects += self._hold(key, number, calls.part(calls.first, min(stop, calls.stop)))
+        return effects
+
+    def _hold(self, key: bytes, number: int, calls: Range) -> list[Effect]:
+        self.keys.hold(key, number, calls.stop - calls.first)
+        return self._lease(number, self.workers[number], calls)
+
+    def _lease_awaited_calls(self) -> list[Effect]:
+        """Let workers whose call waits run what it waits for, and nothing else: so no wait can become a deadlock.
+
+        The call on top of each worker runs, or waits for one that is queued, which it then runs itself, or for one that
+        lies in another worker, and so on: there is always one that runs, unless calls wait for each other in a circle.
+        """
+        effects: list[Effect] = []
+        for number, worker in self.workers.items():
+            if not worker.paused or worker.outstanding or worker.resuming or not self.broker.ready:
+                continue
+            for awaited in self._with_dependencies(worker.awaited[-1]):
+                batch = self.batches[awaited]
+                task = self.tasks[batch.task]
+                count = max(1, int(SHORT_S / task.call_s)) if task.call_s else 1
+                calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
+                if calls is not None:
+                    if batch.extras.running:
+                        # Nothing else may run on top of a call that waits.
+                        effects += self._lease_keyed(number, calls, in_turn=False)
+                    else:
+                        effects += self._lease(number, worker, calls)
+                    if worker.outstanding:
+                        break
+        return effects
+
+    def _any_waits(self) -> bool:
+        return any(worker.paused or worker.threads for worker in self.workers.values())
+
+    def _with_dependencies(self, awaited: tuple[int, ...]) -> list[int]:
+        """These batches and those whose results their calls take, as far as they are unfinished."""
+        found = dict.fromkeys(number for number in awaited if number in self.batches)
+        todo = list(found)
+        while todo:
+            for number in self.batches[todo.pop()].depends_on:
+                if number in self.batches and number not in found:
+                    found[number] = None
+                    todo.append(number)
+        return list(found)
+
+    def _cut(self, number: int, worker: WorkerLeases, start: int) -> list[Effect]:
+        if worker.paused:
+            # Its one cut keeps calls from running that were taken back; a call of a pause is ended without.
+            return [KillWorker(number)] if worker.doomed is not None else []
+        if worker.cut_at(start):
+            return [CutWorker(number, start, worker.next_position, worker.serial)]
+        if worker.settled and worker.doomed is not None and worker.cut is not None:
+            # The cut that is there lies early enough: look at the worker again.
+            worker.cut_again()
+            return [CutWorker(number, *worker.cut, worker.serial)]
+        return []
+
+    def _watch_times(self) -> WatchTimes:
+        self._watching_times = True
+        return WatchTimes(TIMES_S)
+
+    def _lease_size(self, task: TaskRules, load_s: float) -> int:
+        if task.call_s is None:
+            return 1  # Find out first.
+        room = int((self.lease_s - load_s) / task.call_s)
+        fair = -(-self.broker.ready // (2 * len(self.workers)))
+        return max(1, min(room, fair), int(SHORT_S / task.call_s))
+
+    def _worker_with_room(self) -> tuple[int, WorkerLeases | None]:
+        """The least loaded worker that may hold more: some milliseconds of work, and one call beside a long one.
+
+        That one keeps the worker from waiting for its next call; if another worker idles, it takes it over.
+        """
+        least, number, found = float("inf"), -1, None
+        for candidate, worker in self.workers.items():
+            if worker.load_s < least and self._has_room(worker):
+                least, number, found = worker.load_s, candidate, worker
+        return number, found
+
+    def _has_room(self, worker: WorkerLeases) -> bool:
+        if worker.cut is not None or worker.paused or worker.threads:
+            return False
+        return worker.load_s < self.lease_s or not worker.several
+
+    def _someone_idles_beside_a_queue(self) -> bool:
+        workers = self.workers.values()
+        return any(worker.is_idle for worker in workers) and any(
+            worker.several and self._movable(worker, worker.outstanding[0].position)
+            for worker in workers
+            if not worker.paused
+        )
+
+    def _waiting_threads_hold_calls(self) -> bool:
+        return any(worker.threads and worker.several and worker.cut is None for worker in self.workers.values())
+
+    def _movable(self, worker: WorkerLeases, position: int) -> int:
+        """How many calls that a worker at `position` has not begun others could run."""
+        start, stop = worker.unstarted(position)
+        return sum(
+            max(0, min(stop, leased.end) - max(start, leased.position))
+            for leased in worker.outstanding
+            if self._may_run_elsewhere(leased.calls)
+        )
+
+    def _start_of_last(self, worker: WorkerLeases, count: int) -> int:
+        """The position from which on a worker holds so many calls that others could run."""
+        for leased in reversed(worker.outstanding):
+            if self._may_run_elsewhere(leased.calls):
+                if leased.end - leased.position >= count:
+                    return leased.end - count
+                count -= leased.end - leased.position
+        return worker.outstanding[0].position
+
+    def _may_run_elsewhere(self, calls: Range) -> bool:
+        column = self.batches[calls.batch].extras.running
+        if not column:
+            return True
+        return self.keys.may_hold(key_at(column, calls.first), -1, self.tasks[calls.task].options.max_running)

@@ -1,0 +1,227 @@
+"""What becomes of calls: they succeed, fail, are tried again or end without having run; and who may go on because of that."""
+
+from __future__ import annotations
+
+from pynenc.protocol.extras import KEY_BYTES, key_at
+from pynenc.protocol.messages import NOT_RETRIABLE
+from pynenc.supervisor.broker import Broker, Range
+from pynenc.supervisor.events import (
+    AddWorker,
+    BatchFinished,
+    CallFailed,
+    CallLater,
+    CallsSucceeded,
+    Effect,
+    EndCalls,
+    Ended,
+    KeepAttempt,
+    KeepOutcome,
+    ResumeWorker,
+    RetireWorker,
+    RetryDue,
+    UncutWorker,
+)
+from pynenc.supervisor.orchestrator.concurrency import KeyHolders, Order, stretches
+from pynenc.supervisor.orchestrator.dependencies import Dependencies
+from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
+from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
+
+MAX_WORKERS = 512
+"""How many workers there are at most when nothing but one more of them can go on."""
+
+
+class Outcomes:
+    """The state, and the rules about the outcomes of calls; the first layer of `Orchestrator`."""
+
+    def __init__(self, lease_s: float, size: int = 1, spares: int = 0) -> None:
+        self.lease_s = lease_s
+        self._size = size
+        self._spares = spares
+        self._joining = 0
+        self.broker = Broker()
+        self.tasks: dict[int, TaskRules] = {}
+        self.batches: dict[int, UnfinishedBatch] = {}
+        self.workers: dict[int, WorkerLeases] = {}
+        self.keys = KeyHolders()
+        self.dependencies = Dependencies()
+        self._registered: dict[bytes, tuple[int, int, bytes]] = {}
+        self._arrivals = 0
+        self._looking = False
+        self._watching_times = False
+
+    def calls_succeeded(self, event: CallsSucceeded) -> list[Effect]:
+        """Keep results, unless the calls were taken from the worker in the meantime."""
+        worker = self.workers.get(event.worker)
+        if worker is None or not worker.done(event.batch, event.first, event.stop):
+            return []
+        count = event.stop - event.first
+        batch = self.batches[event.batch]
+        self.tasks[batch.task].learn(count, event.seconds)
+        batch.succeeded.append((event.first, event.stop))
+        self._put_ready(self.dependencies.succeeded(event.batch, event.first, event.stop))
+        effects: list[Effect] = [KeepOutcome(event.batch, event.first)]
+        if batch.extras.running:
+            effects += self._let_go(event.worker, self._range(event.batch, event.first, event.stop))
+        return effects + self._finish(event.batch, count) + self._uncut_behind_last(event.worker, worker)
+
+    def call_failed(self, event: CallFailed) -> list[Effect]:
+        """Keep an exception and try again, or keep it as the outcome; unless the call was taken from the worker."""
+        worker = self.workers.get(event.worker)
+        if worker is None or not worker.done(event.batch, event.index, event.index + 1):
+            return []
+        batch = self.batches[event.batch]
+        task = self.tasks[batch.task]
+        task.learn(1, event.seconds)
+        effects = self._let_go(event.worker, self._range(event.batch, event.index, event.index + 1))
+        retries = batch.retries.get(event.index, 0)
+        if event.retry_s == NOT_RETRIABLE or event.index in batch.withdrawn or retries >= task.options.max_retries:
+            effects.append(KeepOutcome(event.batch, event.index))
+            effects += self._failed(event.batch, event.index, event.index + 1)
+        else:
+            effects.append(KeepAttempt(event.batch, event.index))
+            effects += self._try_again(event.batch, event.index, task.delay_s(retries, event.retry_s, event.chance))
+        return effects + self._uncut_behind_last(event.worker, worker)
+
+    def retry_due(self, event: RetryDue) -> list[Effect]:
+        """Queue a call whose next attempt's time has come, unless it was withdrawn."""
+        batch = self.batches.get(event.batch)
+        if batch is not None and event.index in batch.waiting:
+            batch.waiting.discard(event.index)
+            self.broker.put(self._range(event.batch, event.index, event.index + 1))
+        return []
+
+    def _put_ready(self, calls: list[tuple[int, int]]) -> None:
+        """Queue calls that wait for nothing any more; those that lie side by side together."""
+        start = 0
+        for at in range(1, len(calls) + 1):
+            if at == len(calls) or calls[at] != (calls[at - 1][0], calls[at - 1][1] + 1):
+                batch, first = calls[start]
+                self.broker.put(self._range(batch, first, calls[at - 1][1] + 1))
+                start = at
+
+    def _end(self, calls: Range, why: Ended, worker: int = 0, root: int = 0) -> list[Effect]:
+        ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker, root=root)
+        return [ended, *self._failed(calls.batch, calls.first, calls.stop, root)]
+
+    def _failed(self, batch: int, first: int, stop: int, root: int = 0) -> list[Effect]:
+        """Calls have ended without results: so do those that wait for these results, and those that wait for theirs."""
+        effects: list[Effect] = []
+        todo = [(batch, first, stop, root)]
+        for number, start, end, cause in todo:
+            self.batches[number].failed.append((start, end, cause))
+            for dependent, index in self.dependencies.failed(number, start, end):
+                because = cause or self.batches[number].root_of_failure(number, start, end)
+                task = self.batches[dependent].task
+                effects.append(EndCalls(dependent, task, index, index + 1, 0, Ended.DEPENDENCY, root=because))
+                todo.append((dependent, index, index + 1, because))
+        for number, start, end, _ in todo:
+            effects += self._finish(number, end - start)
+        return effects
+
+    def _finish(self, batch: int, count: int) -> list[Effect]:
+        state = self.batches[batch]
+        state.unfinished -= count
+        if state.unfinished:
+            return []
+        del self.batches[batch]
+        self.dependencies.finished(batch)
+        keys = state.extras.registration
+        for index in range(len(keys) // KEY_BYTES):
+            found = self._registered.get(key_at(keys, index))
+            if found is not None and found[0] == batch:
+                del self._registered[key_at(keys, index)]
+        return [BatchFinished(batch)]
+
+    def _try_again(self, batch: int, index: int, delay_s: float) -> list[Effect]:
+        state = self.batches[batch]
+        state.retries[index] = state.retries.get(index, 0) + 1
+        if not delay_s:
+            self.broker.put(self._range(batch, index, index + 1))
+            return []
+        state.waiting.add(index)
+        return [CallLater(delay_s, RetryDue(batch, index))]
+
+    def _uncut_behind_last(self, number: int, worker: WorkerLeases) -> list[Effect]:
+        effects: list[Effect] = []
+        if worker.cut is not None and worker.reached == worker.cut[1] and not worker.paused:
+            # It had begun its last call before the cut was made, so it never comes to it.
+            worker.uncut()
+            effects.append(UncutWorker(number))
+        return effects
+
+    def _let_go(self, number: int, calls: Range) -> list[Effect]:
+        """Calls left a worker's hands: wake one that waited for their key."""
+        column = self.batches[calls.batch].extras.running
+        if not column:
+            return []
+        effects: list[Effect] = []
+        for key, first, stop in stretches(column, calls.first, calls.stop):
+            if self.keys.let_go(key, number, stop - first):
+                effects += self._wake(key)
+        return effects
+
+    def _wake(self, key: bytes) -> list[Effect]:
+        resuming = self.keys.resuming.get(key)
+        if resuming:
+            number = resuming[0]
+            calls = self.workers[number].paused[-1][0].calls
+            if not self.keys.may_hold(key, number, self.tasks[calls.task].options.max_running):
+                return []
+            resuming.popleft()
+            self.keys.hold(key, number, 1)
+            return self._resume(number)
+        woken = self.keys.wake(key)
+        if woken is not None:
+            batch = self.batches[woken.batch]
+            batch.rerouted = True
+            self.broker.put_back(woken._replace(priority=batch.priority))
+        return []
+
+    def _resume(self, number: int) -> list[Effect]:
+        worker = self.workers[number]
+        uncut = not worker.resume() and worker.cut is not None
+        if uncut:
+            worker.uncut()
+        return [ResumeWorker(number, uncut), *self._fit_workers()]
+
+    def _fit_workers(self) -> list[Effect]:
+        """Have as many workers that can run calls as processors are meant to be used, as long as there is work."""
+        effects: list[Effect] = []
+        able = sum(not worker.is_waiting for worker in self.workers.values()) + self._joining
+        total = len(self.workers) + self._joining
+        most = self._size + self._spares
+        if not able and any(worker.threads for worker in self.workers.values()):
+            most = max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
+        while self.broker.ready and able < self._size and total < most:
+            effects.append(AddWorker())
+            self._joining += 1
+            able, total = able + 1, total + 1
+        for number in [number for number, worker in self.workers.items() if worker.is_idle and worker.cut is None]:
+            if able <= self._size or total <= self._size or self.broker.ready:
+                break
+            del self.workers[number]
+            effects.append(RetireWorker(number))
+            able, total = able - 1, total - 1
+        return effects
+
+    def _requeue(self, number: int, taken: list[Leased]) -> list[Effect]:
+        """Queue calls again that were taken out of a worker's hands."""
+        effects: list[Effect] = []
+        for leased in taken:
+            effects += self._let_go(number, leased.calls) + self._put_back(leased.calls)
+        return effects
+
+    def _put_back(self, calls: Range) -> list[Effect]:
+        runnable, ended = self.batches[calls.batch].sort_out(calls)
+        for one in reversed(runnable):
+            self.broker.put_back(one._replace(priority=self.batches[calls.batch].priority))
+        return [effect for one, why in ended for effect in self._end(one, why)]
+
+    def _range(self, batch: int, first: int, stop: int) -> Range:
+        """Calls of an unfinished batch as they are queued; one call, unless they were never tried."""
+        state = self.batches[batch]
+        return Range(batch, state.task, state.source, first, stop, state.retries.get(first, 0), state.priority)
+
+    def _order(self, calls: Range) -> Order:
+        batch = self.batches[calls.batch]
+        return (-batch.priority, batch.arrival, calls.first)
