@@ -64,6 +64,9 @@ def test_a_call_gives_up_waiting_and_goes_on(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("at", "gate", "log")]
     if tasks.app.conf.num_workers == 1:
         pytest.skip("the call that is waited for runs on top of the one that would give up")
+    # Both workers have started: else the one that is there would run it on top, too.
+    (tmp_path / "crowd").mkdir()
+    assert len(set(tasks.crowd.parallelize([(str(tmp_path / "crowd"),)] * 2).results)) == 2
     assert rules.give_up_waiting(*names).get(timeout=30) == 2
 
 
