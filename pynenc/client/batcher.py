@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pynenc import context
 from pynenc.prepared import PreparedCall, extras_of
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
@@ -95,7 +96,7 @@ class Batcher:
         with self._lock:  # per call
             batch = self._open.get(task)
             now = time.monotonic()
-            caller = self._caller()
+            caller = None if context.worker_running is None else self._caller()
             if batch is not None and batch.caller is not caller:
                 self._leave(task)
                 batch = None

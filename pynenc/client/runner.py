@@ -48,7 +48,7 @@ from pynenc.protocol.messages import (
     split_number,
 )
 from pynenc.runner import Submission
-from pynenc.serializer import Frozen, stored_arguments
+from pynenc.serializer import Frozen, all_plain, stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ class ClusterRunner:
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DistributedInvocation[Any, Any]:
         """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
-        entry = task.prepare(args, kwargs)
+        plain = not kwargs and task.key_rules is None and all_plain(args)  # per call
+        entry = args if plain else task.prepare(args, kwargs)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
         if context.worker_running is not None:
