@@ -6,16 +6,19 @@ before anything is sent. Most calls are of a task that is not above them, and co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.exceptions import CycleDetectedError
 from pynenc.prepared import PreparedCall
+from pynenc.protocol.messages import split_number
 from pynenc.serializer import Frozen
 
 if TYPE_CHECKING:
+    from pynenc.protocol.extras import Extras
+    from pynenc.runner import Submission
     from pynenc.task import Task
 
 TASK_BYTES = 8
@@ -87,6 +90,53 @@ def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> bytes:
         return task.identity + task.args_from(entry).digest[: IDENTITY_BYTES - TASK_BYTES]
     finally:
         collector.comparing = outer
+
+
+def behind(caller: Caller, extras: Extras, held: Mapping[int, Submission]) -> tuple[int, frozenset[int]] | None:
+    """Which calls of a new batch wait for the result of the call that makes them, directly or through others.
+
+    Args:
+        caller: The call that makes them.
+        extras: Whose results they take.
+        held: The batches that were made here.
+    """
+    batch, own = split_number(caller.number)
+    found = set()
+    for on in extras.depended_on():
+        there = held.get(on.batch)
+        known = there.behind if there is not None else None
+        if (on.batch == batch and on.first <= own < on.stop) or (
+            known is not None and known[0] == caller.number and not known[1].isdisjoint(range(on.first, on.stop))
+        ):
+            found.add(on.index)
+    return (caller.number, frozenset(found)) if found else None
+
+
+def unless_stuck(done: Callable[[], bool], awaited: Sequence[Submission], caller: Caller) -> Callable[[], bool]:
+    """Something to wait for, which raises as soon as all that is left of it waits for the call that waits.
+
+    Raises:
+        CycleDetectedError: It does.
+    """
+
+    def checked() -> bool:
+        if done():
+            return True
+        left = [one for one in awaited if one.unfinished]
+        if left and all(_all_behind(one, caller.number) for one in left):
+            running = context.current()
+            own = call_in_words(running.invocation()) if running is not None else ""
+            raise CycleDetectedError([own, f"invocation {left[0].invocation_id(0)}, which takes its result", own])
+        return False
+
+    return checked if any(one.behind is not None for one in awaited) else done
+
+
+def _all_behind(submission: Submission, caller: int) -> bool:
+    if submission.behind is None or submission.behind[0] != caller:
+        return False
+    indices = submission.behind[1]
+    return all(index in indices or submission.has_outcome(index) for index in range(submission.count))
 
 
 def _circle(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> list[str]:

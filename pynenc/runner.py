@@ -42,11 +42,13 @@ class Submission:
         stretches: Results by the index of their first call.
         failures: Failures by index.
         running: The index of the call that runs in this process, and how many attempts it had before.
+        behind: For a batch that a running call has made: that call's number, and which of its calls wait for its result.
     """
 
     __slots__ = (
         "__weakref__",
         "_values",
+        "behind",
         "callbacks",
         "count",
         "failures",
@@ -66,6 +68,7 @@ class Submission:
         self.failures: dict[int, Failure] = {}
         self.callbacks: list[tuple[int, Callable[[], object]]] | None = None
         self.running: tuple[int, int] | None = None
+        self.behind: tuple[int, frozenset[int]] | None = None
         self._values: list[Any] | None = None
 
     def add_results(self, results: Results) -> None:

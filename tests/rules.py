@@ -226,4 +226,11 @@ def large_argument_again(data: bytes) -> int:
 @app.task
 def wait_for_itself(how: str) -> object:
     invocation = wait_for_itself.invocation
-    return invocation.result if how == "result" else square(invocation).result  # type: ignore[arg-type]
+    if how == "result":
+        return invocation.result
+    if how == "group":
+        return list(square.parallelize([(3,), (invocation,)]).results)
+    if how == "others":
+        square(invocation)  # Not waited for: it runs when this has returned.
+        return square(3).result
+    return square(square(invocation) if how == "chain" else invocation).result  # type: ignore[arg-type]

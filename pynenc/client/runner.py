@@ -25,6 +25,7 @@ from pynenc.invocation.distributed import (
     ReusedInvocation,
     whole,
 )
+from pynenc.lineage import behind, unless_stuck
 from pynenc.prepared import PreparedCall
 from pynenc.protocol.extras import Dependency, Extras, dependencies_column
 from pynenc.protocol.frames import frame
@@ -231,6 +232,9 @@ class ClusterRunner:
                 if submission.number not in self._held and not submission.callbacks:
                     self._watch(submission)
             numbers = [submission.number for submission in unfinished]
+            caller = self._caller()
+            if caller is not None:
+                done = unless_stuck(done, unfinished, caller)
             reached = context.nested_wait(connection, done, numbers, timeout)
         self._run_ready()
         return reached
@@ -592,6 +596,7 @@ class ClusterRunner:
             parent = caller.number
             extras = Extras.from_bytes(packed.extras, packed.count)._replace(lineage=caller.lineage)
             packed = packed._replace(extras=extras.to_bytes())
+            submission.behind = behind(caller, extras, self._held)
         batch = Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:])
         connection.send(batch.to_frame())
         self._since_read += 1

@@ -373,9 +373,15 @@ def test_a_call_that_repeats_itself_without_waiting_says_so(tmp_path: Path, mode
     wait_until(lambda: log.read_text().count("ran") == 5, "it has repeated itself")
 
 
-def test_a_call_that_waits_for_its_own_invocation_is_refused() -> None:
+@pytest.mark.parametrize("how", ["result", "argument", "chain", "group"])
+def test_a_call_that_waits_for_its_own_result_is_refused(how: str) -> None:
     with pytest.raises(CycleDetectedError, match=r"wait_for_itself.* -> .*wait_for_itself"):
-        rules.wait_for_itself("result").get(timeout=20)
+        rules.wait_for_itself(how).get(timeout=20)
+
+
+def test_a_call_may_hand_on_its_own_result(mode: str) -> None:
+    if mode == "distributed":  # In synchronous mode what takes it would have to run before it is there.
+        assert rules.wait_for_itself("others").get(timeout=20) == 9
 
 
 def test_a_direct_task_returns_the_value_itself(mode: str) -> None:
