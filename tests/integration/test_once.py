@@ -213,3 +213,10 @@ def test_an_invocation_among_the_common_arguments_is_its_result() -> None:
     table = tasks.echo({1: 10, 2: 20})
     group = keyed.shared.parallelize([(1,), (2,)], common_args={"table": table})
     assert list(group.results) == [10, 20]
+
+
+def test_a_batch_holds_as_many_calls_as_the_task_says() -> None:
+    group = tasks.add.with_options(parallel_batch_size=7).parallelize([(x, 1) for x in range(50)])
+    places = Counter(tuple(one.invocation_id.split("-")[:2]) for one in group)
+    assert sorted(places.values()) == [1] + [7] * 7
+    assert list(group.results) == list(range(1, 51))
