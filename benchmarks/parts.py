@@ -78,7 +78,7 @@ def worker() -> float:
     slot = Slot(mmap.mmap(-1, 4096), 0)
     slot.clear()
     shipper = lease.Shipper(lambda message: None, 1)
-    message = Lease(1, first_batch_of(1), 1, 0, 1, 0, Packing.COLUMN, ARGUMENTS).to_frame()
+    message = Lease(1, first_batch_of(1), 1, 0, 1, 0, 0, Packing.COLUMN, ARGUMENTS).to_frame()
     reader = FrameReader()
 
     def run(_: int) -> None:

@@ -40,9 +40,11 @@ def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras
         prepared: Those of them that are prepared, by index.
         constant: What holds for all of them alike; it depends on what each of them does.
     """
+    if not prepared and not constant.dependencies:
+        return constant
     shared = [one._replace(index=index) for one in constant.depended_on() for index in range(count)]
     if not prepared:
-        return constant._replace(dependencies=dependencies_column(shared)) if shared else constant
+        return constant._replace(dependencies=dependencies_column(shared))
     columns = []
     for column in range(4):
         keys = [prepared[index].keys[column] for index in range(count) if index in prepared]

@@ -52,7 +52,7 @@ class Extras(NamedTuple):
 
     def to_bytes(self) -> bytes:
         """As they travel and are stored; nothing when there are none."""
-        if self == NONE:
+        if self is NONE or self == NONE:
             return b""
         return b"".join((_HEAD.pack(*map(len, self[:7]), self.common), *self[:7]))
 

@@ -145,7 +145,9 @@ class Turn:
             return
         events, self._events = self._events, []
         for event, outcome in events:
-            for effect in self._orchestrator.handle(self._with_settled(event)):
+            if type(event) is BatchArrived or type(event) is BatchOffered:
+                event = self._with_settled(event)
+            for effect in self._orchestrator.handle(event):
                 self._apply(effect, outcome)
         for effect in self._orchestrator.lease_ready_calls():
             self._apply(effect, None)
@@ -237,10 +239,10 @@ class Turn:
         self._store.add_batch(batch)
         self._payloads.add(batch)
 
-    def _with_settled(self, event: Event) -> Event:
+    def _with_settled(self, event: BatchArrived | BatchOffered) -> Event:
         """A new batch, with what is known of dependencies that are finished."""
         arrived = event.batch if isinstance(event, BatchOffered) else event
-        if not isinstance(arrived, BatchArrived) or not arrived.extras.dependencies:
+        if not arrived.extras.dependencies:
             return event
         self._dependents.add(arrived.batch)
         self._store.commit()  # What has just been kept is looked up, too.

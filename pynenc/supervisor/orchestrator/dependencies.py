@@ -64,6 +64,8 @@ class Dependencies:
 
     def finished(self, batch: int) -> None:
         """All calls of a batch have ended, and all that waited for them was told."""
+        if batch not in self._batches:
+            return
         self._batches.discard(batch)
         self._by_range.pop(batch, None)
         self._by_call.pop(batch, None)

@@ -58,7 +58,8 @@ class Outcomes:
         batch = self.batches[event.batch]
         self.tasks[batch.task].learn(count, event.seconds)
         batch.succeeded.append((event.first, event.stop))
-        self._put_ready(self.dependencies.succeeded(event.batch, event.first, event.stop))
+        if self.dependencies.waiting:
+            self._put_ready(self.dependencies.succeeded(event.batch, event.first, event.stop))
         effects: list[Effect] = [KeepOutcome(event.batch, event.first)]
         if batch.extras.running:
             effects += self._let_go(event.worker, self._range(event.batch, event.first, event.stop))
@@ -125,7 +126,8 @@ class Outcomes:
             return []
         del self.batches[batch]
         self.dependencies.finished(batch)
-        keys = state.extras.registration
+        if not (keys := state.extras.registration):
+            return [BatchFinished(batch)]
         for index in range(len(keys) // KEY_BYTES):
             found = self._registered.get(key_at(keys, index))
             if found is not None and found[0] == batch:

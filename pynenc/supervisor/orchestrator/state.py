@@ -86,7 +86,7 @@ class UnfinishedBatch:
         self.source = arrived.source
         self.count = self.unfinished = arrived.count
         self.extras = arrived.extras
-        self.depends_on = {one.batch for one in self.extras.depended_on()}
+        self.depends_on = {one.batch for one in self.extras.depended_on()} if self.extras.dependencies else frozenset()
         self.arrival = arrival
         self.succeeded: list[tuple[int, int]] = []
         self.failed: list[tuple[int, int, int]] = []
