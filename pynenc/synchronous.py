@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context, execution
-from pynenc.exceptions import CycleDetectedError, DependencyError
+from pynenc.exceptions import CycleDetectedError, DependencyError, SerializationError
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
 from pynenc.lineage import call_in_words
 from pynenc.prepared import CallKeys, PreparedCall
@@ -123,8 +123,15 @@ def _refuse_cycle(invocation: SynchronousInvocation[Any, Any]) -> None:
     circle: list[BaseInvocation[Any, Any]] = [invocation]
     while (above := circle[-1].parent_invocation) is not None:
         circle.append(above)
-        if above.task == invocation.task and above.arguments == invocation.arguments:
+        if above.task == invocation.task and _same_arguments(above, invocation):
             raise CycleDetectedError([call_in_words(one) for one in reversed(circle)])
+
+
+def _same_arguments(one: BaseInvocation[Any, Any], other: BaseInvocation[Any, Any]) -> bool:
+    try:
+        return one.arguments == other.arguments
+    except SerializationError:
+        return False  # What came once may not be pickled again.
 
 
 def _dependency_error(

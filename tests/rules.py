@@ -234,3 +234,20 @@ def wait_for_itself(how: str) -> object:
         square(invocation)  # Not waited for: it runs when this has returned.
         return square(3).result
     return square(square(invocation) if how == "chain" else invocation).result  # type: ignore[arg-type]
+
+
+class OneWay:
+    """Can be pickled once, and no more where it has arrived."""
+
+    def __init__(self, arrived: bool = False) -> None:
+        self.arrived = arrived
+
+    def __reduce__(self) -> tuple[type[OneWay], tuple[bool]]:
+        if self.arrived:
+            raise TypeError("this has arrived")
+        return OneWay, (True,)
+
+
+@app.task
+def call_with_one_way(value: OneWay, depth: int = 1) -> int:
+    return call_with_one_way(OneWay(), depth - 1).result if depth else square(3).result

@@ -410,3 +410,7 @@ def test_a_direct_task_of_a_coroutine_function_is_awaited() -> None:
         return await keyed.doubled(4), await keyed.doubled_in_parts(4)  # type: ignore[misc]
 
     assert asyncio.run(both()) == (8, 12)
+
+
+def test_a_call_whose_arguments_cannot_be_pickled_again_makes_calls() -> None:
+    assert rules.call_with_one_way(rules.OneWay()).get(timeout=20) == 9
