@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -81,7 +82,12 @@ def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
     before = open_descriptors(), shared_memory()
     yield
     tasks.close()
-    wait_until(lambda: not own_processes(marker), "processes of the test have ended")
+    try:
+        wait_until(lambda: not own_processes(marker), "processes of the test have ended")
+    finally:
+        for process in own_processes(marker):  # A test that failed may have calls that nobody will let go on.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pynenc")]
     assert not threads, f"threads were left: {threads}"
     assert open_descriptors() <= before[0], "descriptors were left open"
