@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,17 +85,17 @@ def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
     tasks.close()
     try:
         wait_until(lambda: not own_processes(marker), "processes of the test have ended")
+        threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pynenc")]
+        assert not threads, f"threads were left: {threads}"
+        assert open_descriptors() <= before[0], "descriptors were left open"
+        assert shared_memory() <= before[1], "shared memory was left"
+        left = sorted(path.name for path in temporary.iterdir())
+        assert not left, f"files were left in the temporary directory: {left}"
     finally:
         for process in own_processes(marker):  # A test that failed may have calls that nobody will let go on.
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("pynenc")]
-    assert not threads, f"threads were left: {threads}"
-    assert open_descriptors() <= before[0], "descriptors were left open"
-    assert shared_memory() <= before[1], "shared memory was left"
-    left = sorted(path.name for path in temporary.iterdir())
-    assert not left, f"files were left in the temporary directory: {left}"
-    temporary.rmdir()
+        shutil.rmtree(temporary)
 
 
 @pytest.fixture
