@@ -97,7 +97,7 @@ def supervisor() -> float:
     store = SimpleNamespace(
         add_client=lambda pid: 1,
         add_task=lambda *_: 1,
-        add_batch=lambda batch: None,
+        add_batch=lambda batch, extras: None,
         add_results=lambda results: None,
         commit=lambda: None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, cast
 
 from pynenc.arguments import Arguments
@@ -38,9 +38,7 @@ class DirectTask(Generic[Params, Result]):
         self.func: Func[Params, Result] = task.func
         self._split = parallel_func
         self._join = aggregate_func or list
-        self.__wrapped__ = task.func
-        for name in ("__doc__", "__name__", "__qualname__", "__module__"):
-            setattr(self, name, getattr(task.func, name))
+        update_wrapper(self, task.func, updated=())
 
     def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> Result:
         """Have workers run the function, and wait for its value; that of a coroutine function is to be awaited.

@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.exceptions import CycleDetectedError
+from pynenc.exceptions import CycleDetectedError, SerializationError
 from pynenc.prepared import PreparedCall
 from pynenc.protocol.messages import split_number
 from pynenc.serializer import Frozen
 
 if TYPE_CHECKING:
+    from pynenc.arguments import Arguments
+    from pynenc.invocation.base_invocation import BaseInvocation
     from pynenc.protocol.extras import Extras
     from pynenc.runner import Submission
     from pynenc.task import Task
@@ -57,14 +59,18 @@ class Caller:
         """Whether calls of this task have to be compared with those above."""
         return task.identity in self._tasks and bool(task.conf.cycle_control)
 
-    def check(self, task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> None:
+    def check(self, task: Task[Any, Any], call: tuple[Any, ...] | Frozen | PreparedCall) -> None:
         """Refuse a call that is one of those above.
 
         Raises:
             CycleDetectedError: It is.
         """
+        entry = call.entry if isinstance(call, PreparedCall) else call
         if identity_of(task, entry) in self._calls:
-            raise CycleDetectedError(_circle(task, entry))
+            arguments = task.args_from(entry)
+            running = context.current()
+            above = running.invocation() if running is not None else None
+            raise CycleDetectedError(circle(task, lambda: arguments, above) or [_in_words(task, arguments)] * 2)
 
     def checked(self, task: Task[Any, Any], items: Iterable[Any]) -> Iterator[Any]:
         """The items of a `parallelize`, each of them looked at as it is taken."""
@@ -74,8 +80,7 @@ class Caller:
 
     def check_item(self, task: Task[Any, Any], item: Any) -> None:
         """Refuse an item of a `parallelize` that is one of the calls above."""
-        call = task.freeze_call(*task.call_of(item))
-        self.check(task, call.entry if isinstance(call, PreparedCall) else call)
+        self.check(task, task.freeze_call(*task.call_of(item)))
 
 
 def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> bytes:
@@ -144,18 +149,30 @@ def _all_behind(submission: Submission, caller: int) -> bool:
     return all(index in indices or submission.has_outcome(index) for index in range(submission.count))
 
 
-def _circle(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> list[str]:
-    """The calls of a circle in words, from the one that is asked for again to itself."""
-    again = task.args_from(entry)
-    shown = [_in_words(task, again)]
-    running = context.current()
-    above = running.invocation() if running is not None else None
-    while above is not None and len(shown) <= KEPT:
-        shown.append(call_in_words(above))
-        if above.task.task_id == task.task_id and above.arguments == again:
-            break
+def circle(
+    task: Task[Any, Any], arguments: Callable[[], Arguments], above: BaseInvocation[Any, Any] | None
+) -> list[str]:
+    """The circle that a call would close, in words, from the one above that is the same to the call; empty when none is.
+
+    Args:
+        task: The task that is called.
+        arguments: Gives the arguments of the call, when there is something to compare them with.
+        above: The invocation that makes the call.
+    """
+    passed = []
+    while above is not None:
+        passed.append(above)
+        if above.task.task_id == task.task_id and _same(above, arguments()):
+            return [*map(call_in_words, reversed(passed)), _in_words(task, arguments())]
         above = above.parent_invocation
-    return shown[::-1]
+    return []
+
+
+def _same(invocation: BaseInvocation[Any, Any], arguments: Arguments) -> bool:
+    try:
+        return invocation.arguments == arguments
+    except SerializationError:
+        return False  # What came once may not be pickled again.
 
 
 def call_in_words(invocation: Any) -> str:

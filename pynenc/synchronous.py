@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context, execution
-from pynenc.exceptions import CycleDetectedError, DependencyError, SerializationError
+from pynenc.exceptions import CycleDetectedError, DependencyError
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
-from pynenc.lineage import call_in_words
+from pynenc.lineage import call_in_words, circle
 from pynenc.prepared import CallKeys, PreparedCall
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.serializer import Frozen, dumps, freeze, loads
 
 if TYPE_CHECKING:
-    from pynenc.invocation.base_invocation import BaseInvocation
     from pynenc.task import Task
 
 
@@ -58,7 +57,9 @@ class SynchronousRunner:
             task, lambda: task.args_from(entry), parent.invocation() if parent else None
         )
         if parent is not None and task.conf.cycle_control:
-            _refuse_cycle(invocation)
+            found = circle(task, lambda: invocation.arguments, invocation.parent_invocation)
+            if found:
+                raise CycleDetectedError(found)
         for one in depended_on:
             if not one.status.is_final:
                 raise CycleDetectedError([call_in_words(one), call_in_words(invocation), call_in_words(one)])
@@ -117,21 +118,6 @@ def _attempt(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], 
             return task.conf.delay_before_retry(retries) if asked_s == DEFAULT_DELAY else asked_s
         invocation.fail(execution.sent_back(error))
     return None
-
-
-def _refuse_cycle(invocation: SynchronousInvocation[Any, Any]) -> None:
-    circle: list[BaseInvocation[Any, Any]] = [invocation]
-    while (above := circle[-1].parent_invocation) is not None:
-        circle.append(above)
-        if above.task == invocation.task and _same_arguments(above, invocation):
-            raise CycleDetectedError([call_in_words(one) for one in reversed(circle)])
-
-
-def _same_arguments(one: BaseInvocation[Any, Any], other: BaseInvocation[Any, Any]) -> bool:
-    try:
-        return one.arguments == other.arguments
-    except SerializationError:
-        return False  # What came once may not be pickled again.
 
 
 def _dependency_error(

@@ -38,7 +38,7 @@ class Packed(NamedTuple):
     count: int  # type: ignore[assignment]
     packing: int
     payload: bytes
-    extras: bytes = b""
+    extras: Extras = NONE
 
 
 class OpenBatch:
@@ -147,8 +147,7 @@ class Batcher:
 
     def _leave(self, task: Task[Any, Any]) -> None:
         batch = self._open.pop(task)
-        extras = extras_of(len(batch.entries), batch.prepared, constant_of(task)).to_bytes()
-        packed = Packed(len(batch.entries), *pack_arguments(batch.entries), extras)
+        packed = _packed(batch.entries, batch.prepared, constant_of(task))
         self._send(task, batch.submission, packed, 0, batch.caller)
 
     def _wake_flusher(self) -> None:
@@ -196,7 +195,6 @@ class Chunks:
         self._task = task
         self._common = common
         self._constant = constant
-        self._constant_bytes = constant.to_bytes()
         self._has_keys = task.key_rules is not None and task.key_rules.by_arguments
         self._source = iter(items)
         self._is_collection = isinstance(items, _COLLECTIONS)
@@ -211,7 +209,7 @@ class Chunks:
         source = islice(self._source, min(size, self._count))
         if self._is_collection:
             chunk = list(source)
-            packed = None if self._has_keys or self._common else _pack_columns(self._task, chunk, self._constant_bytes)
+            packed = None if self._has_keys or self._common else _pack_columns(self._task, chunk, self._constant)
             if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
                 return [packed]
             return list(pack_entries(self._frozen(chunk), self._constant))
@@ -253,7 +251,7 @@ def pack_call(task: Task[Any, Any], entry: Any) -> Packed:
     if type(entry) is PreparedCall:
         prepared[0] = entry
         entry = entry.entry
-    return Packed(1, *pack_arguments([entry]), extras_of(1, prepared, constant_of(task)).to_bytes())
+    return _packed([entry], prepared, constant_of(task))
 
 
 def pack_items(
@@ -273,27 +271,25 @@ def pack_entries(frozen: Iterable[Any], constant: Extras) -> Iterator[Packed]:
     entries: list[Any] = []
     prepared: dict[int, PreparedCall] = {}
     held = 0
-
-    def pack() -> Packed:
-        return Packed(len(entries), *pack_arguments(entries), extras_of(len(entries), prepared, constant).to_bytes())
-
     for call in frozen:
         entry = call.entry if type(call) is PreparedCall else call
         if type(entry) is Frozen:
             if entries and held + len(entry) > MAX_BATCH_BYTES:
-                yield pack()
-                entries.clear()
-                prepared.clear()
-                held = 0
+                yield _packed(entries, prepared, constant)
+                entries, prepared, held = [], {}, 0
             held += len(entry)
         if entry is not call:
             prepared[len(entries)] = call
         entries.append(entry)
     if entries:
-        yield pack()
+        yield _packed(entries, prepared, constant)
 
 
-def _pack_columns(task: Task[Any, Any], chunk: list[Any], extras: bytes) -> Packed | None:
+def _packed(entries: list[Any], prepared: dict[int, PreparedCall], constant: Extras) -> Packed:
+    return Packed(len(entries), *pack_arguments(entries), extras_of(len(entries), prepared, constant))
+
+
+def _pack_columns(task: Task[Any, Any], chunk: list[Any], extras: Extras) -> Packed | None:
     """Pack tuples of plain values a column at a time: nothing is done per call."""
     import pickle
 

@@ -176,8 +176,7 @@ class NamedGroup:
             for packed in pack_entries((call for _, call in chunk), self._constant):
                 items = b"".join(_ITEM.pack(item) for item, _ in chunk[at : at + packed.count])
                 at += packed.count
-                extras = Extras.from_bytes(packed.extras, packed.count)._replace(items=items)
-                packed = packed._replace(extras=extras.to_bytes())
+                packed = packed._replace(extras=packed.extras._replace(items=items))
                 parts.append(Part(self._runner.submit_packed(self._task, packed, self._group), 0, packed.count))
         return parts
 

@@ -564,7 +564,7 @@ class ClusterRunner:
     def _check_cycle(self, task: Task[Any, Any], call: tuple[Any, ...] | Frozen | PreparedCall) -> None:
         caller = self._caller()
         if caller is not None and caller.is_above(task):
-            caller.check(task, call.entry if isinstance(call, PreparedCall) else call)
+            caller.check(task, call)
 
     def without_cycles(self, task: Task[Any, Any], items: Iterable[Any]) -> Iterable[Any]:
         """Items of a `parallelize` or a stream, none of which is a call from inside of which this is.
@@ -592,12 +592,12 @@ class ClusterRunner:
         if key is None:
             key = self._declare(task, connection)
         parent = NO_INVOCATION
+        count, packing, payload, extras = packed
         if caller is not None:
             parent = caller.number
-            extras = Extras.from_bytes(packed.extras, packed.count)._replace(lineage=caller.lineage)
-            packed = packed._replace(extras=extras.to_bytes())
             submission.behind = behind(caller, extras, self._held)
-        batch = Batch(submission.number, key, packed.count, group, parent, time.time(), *packed[1:])
+            extras = extras._replace(lineage=caller.lineage)
+        batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
         connection.send(batch.to_frame())
         self._since_read += 1
         if self._since_read >= READ_EVERY:

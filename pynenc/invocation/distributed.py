@@ -125,6 +125,11 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         return self._submission.has_outcome(self._index)
 
     @property
+    def submission(self) -> Submission:
+        """What it travels in."""
+        return self._submission
+
+    @property
     def _runner(self) -> RemoteRunner:
         return self._submission.runner
 

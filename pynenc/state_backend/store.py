@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from pynenc.exceptions import StateBackendError
-from pynenc.protocol.extras import KEY_BYTES, Extras, key_at
+from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
 from pynenc.protocol.messages import Batch, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries, reader
 
@@ -63,16 +63,16 @@ class Store:
         number: int = self._connection.execute(queries.TASK_NUMBER, key).fetchone()[0]
         return number
 
-    def add_batch(self, batch: Batch) -> None:
+    def add_batch(self, batch: Batch, extras: Extras = NONE) -> None:
+        """Keep a batch; `extras` are those in its bytes, which whoever took it in has read."""
         self._batches.append(batch)
-        if batch.extras:
-            extras = Extras.from_bytes(batch.extras, batch.count)
+        if extras.cache:
             self._cache_keys += [
                 (key_at(extras.cache, index), invocation_number(batch.id, index))
                 for index in range(len(extras.cache) // KEY_BYTES)
             ]
-            if extras.items:
-                self._named_batches.append((batch.group, batch.id))
+        if extras.items:
+            self._named_batches.append((batch.group, batch.id))
 
     def add_common_arguments(self, payload: bytes) -> int:
         """Keep arguments that the calls of a group share; their number."""

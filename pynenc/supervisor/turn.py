@@ -131,7 +131,7 @@ class Turn:
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
-        self._offers: dict[int, tuple[Client, Batch]] = {}
+        self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
         self._failures: dict[int, Failure] = {}
         self._leases_wait = False
@@ -229,14 +229,14 @@ class Turn:
         # Groups are named by their first batch, so a client's own number is free to name its single calls.
         arrived = BatchArrived(batch.id, task.number, batch.count, batch.group or client.number, extras)
         if extras.registration:
-            self._offers[batch.id] = (client, batch)
+            self._offers[batch.id] = (client, batch, extras)
             self._events.append((BatchOffered(arrived, self._positions()), None))
         else:
-            self._take_batch(batch)
+            self._take_batch(batch, extras)
             self._events.append((arrived, None))
 
-    def _take_batch(self, batch: Batch) -> None:
-        self._store.add_batch(batch)
+    def _take_batch(self, batch: Batch, extras: Extras) -> None:
+        self._store.add_batch(batch, extras)
         self._payloads.add(batch)
 
     def _with_settled(self, event: BatchArrived | BatchOffered) -> Event:
@@ -427,9 +427,9 @@ class Turn:
                 assert_never(effect)
 
     def _answer_offer(self, answer: AnswerOffer) -> None:
-        client, batch = self._offers.pop(answer.batch)
+        client, batch, extras = self._offers.pop(answer.batch)
         if not answer.reused:
-            self._take_batch(batch)
+            self._take_batch(batch, extras)
         self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=batch.id, reused=answer.reused)))
 
     def _lease(self, lease: LeaseCalls) -> None:
@@ -655,11 +655,7 @@ class Turn:
             return "UNKNOWN"
         if index in unfinished.waiting:
             return "RETRY"
-        if any(
-            one.batch == batch and one.first <= index < one.stop
-            for blocked in self._orchestrator.keys.blocked.values()
-            for _, one in blocked
-        ):
+        if any(one.batch == batch and one.first <= index < one.stop for one in self._orchestrator.keys.ranges()):
             return "CONCURRENCY_CONTROLLED"
         return "REROUTED" if unfinished.rerouted or index in unfinished.losses else "REGISTERED"
 
@@ -673,10 +669,5 @@ class Turn:
                     begun = min(max(position + 1, leased.position), leased.end)
                     running += begun - leased.position
                     pending += leased.end - begun
-        controlled = sum(
-            one.stop - one.first
-            for blocked in self._orchestrator.keys.blocked.values()
-            for _, one in blocked
-            if one.batch in batches
-        )
+        controlled = sum(one.stop - one.first for one in self._orchestrator.keys.ranges() if one.batch in batches)
         return {"PENDING": pending, "RUNNING": running, "PAUSED": paused, "CONCURRENCY_CONTROLLED": controlled}

@@ -17,7 +17,7 @@ from pynenc.exceptions import (
 )
 from pynenc.invocation import ReusedInvocation
 from tests import keyed, rules, tasks
-from tests.conftest import wait_until
+from tests.conftest import PROJECT, wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -223,8 +223,7 @@ def test_a_program_sees_what_another_has_registered(place: Path, run_python) -> 
     first = keyed.registered_for_user("ann", "hello")
     first.status  # noqa: B018 - It has arrived.
     program = "from tests import keyed\nprint(keyed.registered_for_user('ann', 'hello').invocation_id)\n"
-    root = str(Path(__file__).resolve().parents[2])
-    done = run_python({}, "-c", program, PYTHONPATH=root, PYNENC__APP_ID="tests")
+    done = run_python({}, "-c", program, PYTHONPATH=str(PROJECT), PYNENC__APP_ID="tests")
     assert done.out.strip() == first.invocation_id, done.err
     (place / "second-gate").touch()
     assert first.result == "ann: hello"

@@ -12,7 +12,7 @@ from pynenc import InvocationStatus
 from pynenc.exceptions import DependencyError, InvocationCancelledError
 from pynenc.invocation import DistributedInvocation, DistributedInvocationGroup
 from tests import keyed, rules, tasks
-from tests.conftest import wait_until
+from tests.conftest import PROJECT, wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -186,6 +186,5 @@ def test_another_program_passes_on_what_this_one_has_made(run_python) -> None:  
         "import sys\nfrom tests import keyed, tasks\nfirst = tasks.app.get_invocation(sys.argv[1])\n"
         "print(keyed.plus(first, first).result)\n"
     )
-    root = str(Path(__file__).resolve().parents[2])
-    done = run_python({}, "-c", program, first.invocation_id, PYTHONPATH=root, PYNENC__APP_ID="tests")
+    done = run_python({}, "-c", program, first.invocation_id, PYTHONPATH=str(PROJECT), PYNENC__APP_ID="tests")
     assert done.out.strip() == "42", done.err

@@ -16,7 +16,7 @@ import pytest
 from pynenc import InvocationNotFoundError, InvocationStatus, RunnerError
 from pynenc.exceptions import SupervisorLostError
 from tests import tasks
-from tests.conftest import Finished, own_processes, wait_until
+from tests.conftest import PROJECT, Finished, own_processes, wait_until
 
 TASKS = """
 import os, sys, time
@@ -72,8 +72,7 @@ for number in range(300):
     note(sys.argv[1], number)
 """
     marks = tmp_path / "marks"
-    root = str(Path(__file__).resolve().parents[2])
-    finished = run_python({"script.py": script}, "script.py", str(marks), PYTHONPATH=root)
+    finished = run_python({"script.py": script}, "script.py", str(marks), PYTHONPATH=str(PROJECT))
     assert finished.code == 0, finished.err
     wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has drained")
     assert sorted(map(int, marks.read_text().split())) == list(range(300))
@@ -132,8 +131,7 @@ print(i.status.is_final)
 pathlib.Path(sys.argv[2]).touch()
 print(i.result == sys.argv[2])
 """
-    root = str(Path(__file__).resolve().parents[2])
-    found = run_python({"look.py": look}, "look.py", invocation.invocation_id, str(gate), PYTHONPATH=root)
+    found = run_python({"look.py": look}, "look.py", invocation.invocation_id, str(gate), PYTHONPATH=str(PROJECT))
     assert (found.code, found.out) == (0, "False\nTrue\n"), found.err
     assert invocation.result == str(gate)
 
@@ -311,12 +309,11 @@ def test_another_program_gets_all_of_the_outcomes_that_come_together(tmp_path: P
         "print('attached', flush=True)\n"
         "print(sum(one.exception is not None for one in calls))\n"
     )
-    root = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(
         [sys.executable, "-c", program, *(one.invocation_id for one in group)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": root, "PYNENC__APP_ID": "tests"},
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "PYNENC__APP_ID": "tests"},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "attached\n"

@@ -501,8 +501,7 @@ class Cluster(RuleBasedStateMachine):
         unfinished = {(b, i) for b, size in self.sizes.items() for i in range(size)} - self.outcomes.keys()
         blocked = [
             (calls.batch, index)
-            for waiting_for_key in self.orchestrator.keys.blocked.values()
-            for _, calls in waiting_for_key
+            for calls in self.orchestrator.keys.ranges()
             for index in range(calls.first, calls.stop)
         ]
         depending = list(self.orchestrator.dependencies.waiting)

@@ -93,6 +93,10 @@ class KeyHolders:
                 del self.blocked[key]
         return removed
 
+    def ranges(self) -> list[Range]:
+        """All that is blocked."""
+        return [calls for blocked in self.blocked.values() for _, calls in blocked]
+
 
 def first_stretch(column: bytes, first: int, stop: int) -> tuple[bytes, int]:
     """The key of the first of the calls `[first, stop)`, and up to where the others have it too."""
