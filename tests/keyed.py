@@ -215,3 +215,9 @@ async def doubled(x: int) -> int:
 @app.task
 def direct_inside(x: int) -> int:
     return sum_in_parts(list(range(x)), offset=1)
+
+
+@app.task
+def stream_remembered(log: str, count: int) -> list[int]:
+    """Takes results in any order, of calls that are looked up first."""
+    return sorted(remembered.stream(((x, 0, log) for x in range(count)), ordered=False))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pynenc.client.batcher import Chunks, constant_of
 from pynenc.invocation.distributed import DistributedInvocation, wait_stretches, whole
@@ -15,6 +15,8 @@ from pynenc.runner import Submission
 if TYPE_CHECKING:
     from pynenc.client.runner import ClusterRunner
     from pynenc.task import Task
+
+Part = TypeVar("Part")
 
 FIRST_IN_FLIGHT = 16
 MAX_IN_FLIGHT = 16_384
@@ -64,7 +66,7 @@ def stream(
         if not under_way:
             return
         if not ordered:
-            _wait_any(runner, under_way)
+            _bring_forward(runner, under_way, lambda one: not one.unfinished, list(under_way))
         submission = under_way.popleft()
         for values in wait_stretches(whole(submission)):
             yield from values
@@ -84,12 +86,13 @@ def _stream_calls(
         if not under_way:
             return
         if not ordered:
-            runner.wait_until(lambda: any(one.has_outcome for one in under_way))
-            under_way.rotate(-next(at for at, one in enumerate(under_way) if one.has_outcome))
+            _bring_forward(runner, under_way, lambda one: one.has_outcome, [one.submission for one in under_way])
         yield under_way.popleft().result
 
 
-def _wait_any(runner: ClusterRunner, under_way: deque[Submission]) -> None:
-    """Bring a batch to the front that is finished."""
-    runner.wait_until(lambda: any(not one.unfinished for one in under_way), None, list(under_way))
-    under_way.rotate(-next(i for i, one in enumerate(under_way) if not one.unfinished))
+def _bring_forward(
+    runner: ClusterRunner, under_way: deque[Part], is_finished: Callable[[Part], bool], awaited: list[Submission]
+) -> None:
+    """Wait until a part is finished, and bring it to the front."""
+    runner.wait_until(lambda: any(is_finished(one) for one in under_way), None, awaited)
+    under_way.rotate(-next(at for at, one in enumerate(under_way) if is_finished(one)))

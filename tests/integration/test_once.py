@@ -11,7 +11,7 @@ from pynenc import InvocationStatus
 from pynenc.exceptions import NamedGroupChangedError
 from pynenc.invocation import ReusedInvocation
 from tests import keyed, rules, tasks
-from tests.conftest import wait_until
+from tests.conftest import PROJECT, wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -139,7 +139,7 @@ def test_changed_items_are_an_error_that_says_which(tmp_path: Path) -> None:
 
 
 def test_a_script_that_was_killed_goes_on_when_it_is_run_again(run_python, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    log, root = tmp_path / "log", str(Path(__file__).resolve().parents[2])
+    log = tmp_path / "log"
     program = (
         "import os, sys\nfrom tests import keyed, tasks\n"
         "group = keyed.imported.parallelize([(sys.argv[1], x) for x in range(0, 600, 2)], name='night')\n"
@@ -150,7 +150,7 @@ def test_a_script_that_was_killed_goes_on_when_it_is_run_again(run_python, tmp_p
         "print(sum(group.results))\n"
     )
     for how, code in [("dies", -9), ("lives", 0)]:
-        done = run_python({}, "-c", program, str(log), how, PYTHONPATH=root, PYNENC__APP_ID="tests")
+        done = run_python({}, "-c", program, str(log), how, PYTHONPATH=str(PROJECT), PYNENC__APP_ID="tests")
         assert done.code == code, done.err
     assert done.out.strip() == str(sum(range(0, 600, 2)))
     assert Counter(ran(log)) == Counter(range(0, 600, 2))
@@ -220,3 +220,12 @@ def test_a_batch_holds_as_many_calls_as_the_task_says() -> None:
     places = Counter(tuple(one.invocation_id.split("-")[:2]) for one in group)
     assert sorted(places.values()) == [1] + [7] * 7
     assert list(group.results) == list(range(1, 51))
+
+
+def test_a_task_streams_calls_that_are_looked_up_with_one_worker_and_no_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYNENC__NUM_WORKERS", "1")
+    monkeypatch.setenv("PYNENC__CONFIGRUNNER__SPARE_WORKERS", "0")
+    tasks.use_fresh_configuration()
+    assert keyed.stream_remembered(str(tmp_path / "log"), 40).get(timeout=20) == list(range(40))
