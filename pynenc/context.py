@@ -6,7 +6,7 @@ Set by whoever runs user code; read by `Task.invocation`, by loggers, and by an 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
@@ -57,8 +57,14 @@ running: ContextVar[Running | None] = ContextVar("pynenc_running", default=None)
 worker_running: Any = None
 """The lease that a worker runs: process-wide, since a worker runs one call at a time whatever threads it starts."""
 
+concurrent_call: ContextVar[Any] = ContextVar("pynenc_concurrent_call", default=None)
+"""The call that runs in this context, in a worker that runs many at once."""
+
 nested_wait: Callable[[Any, Callable[[], bool], Sequence[int], float | None], bool] | None = None
 """In workers: how a call waits for others, given the connection, what is to be so, the batches and a timeout."""
+
+nested_await: Callable[[Any, Sequence[int]], Awaitable[None]] | None = None
+"""In workers that run many calls at once: how a coroutine awaits outcomes, given a future and the batches."""
 
 worker_of: WorkerOf | None = None
 """Set in worker processes."""
@@ -66,4 +72,9 @@ worker_of: WorkerOf | None = None
 
 def current() -> Running | None:
     """What runs here, or None outside of any call."""
-    return running.get() or worker_running
+    return running.get() or in_worker()
+
+
+def in_worker() -> Any:
+    """What this worker runs here; None outside of any call and in other processes."""
+    return worker_running or concurrent_call.get()

@@ -118,10 +118,15 @@ def runnable(func: Callable[..., Any]) -> Callable[..., Any]:
     >>> runnable(double)(4)
     8
     """
-    code = getattr(func, "__code__", None)
-    if code is None or not code.co_flags & CO_COROUTINE:
+    if not is_coroutine_function(func):
         return func
     return lambda *args, **kwargs: _run_coroutine(func(*args, **kwargs))
+
+
+def is_coroutine_function(func: Callable[..., Any]) -> bool:
+    """Whether a function is an `async def` function."""
+    code = getattr(func, "__code__", None)
+    return code is not None and bool(code.co_flags & CO_COROUTINE)
 
 
 def _run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -14,6 +14,8 @@ from pynenc.serializer import unpack
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.arguments import Arguments
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
     from pynenc.task import Task
@@ -161,6 +163,9 @@ class RemoteRunner(Protocol):
         self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
     ) -> bool:
         """Wait until something is so that the outcomes of the awaited submissions bring about; whether it is so."""
+
+    async def until(self, outcome: Future[None], submission: Submission) -> None:
+        """Await a future that is told of an outcome of the submission."""
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Where a call without outcome stands."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from pynenc import context
 from pynenc.arguments import Arguments
 from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
-from pynenc.execution import runnable
+from pynenc.execution import is_coroutine_function, runnable
 from pynenc.prepared import PreparedCall
 from pynenc.serializer import Frozen, all_plain, dumps, loads
 from pynenc.types import Func, Params, Result
@@ -250,6 +250,11 @@ class Task(Generic[Params, Result]):
     __repr__ = __str__
 
     # What runners need.
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is an `async def` function."""
+        return is_coroutine_function(self.func)
 
     @cached_property
     def runnable(self) -> Callable[..., Any]:

@@ -184,9 +184,20 @@ def chain_behind(at: str, gate: str) -> None:
     hold(at, gate).result  # noqa: B018
 
 
-@app.task
+@app.task(async_concurrency=1)
 async def async_chain(depth: int) -> int:
     return 0 if depth == 0 else 1 + await async_chain(depth - 1)
+
+
+@app.task
+def event_loop_chain(depth: int) -> int:
+    """Awaits on an event loop of its own, which the worker knows nothing of."""
+    import asyncio
+
+    async def rest() -> int:
+        return await event_loop_chain(depth - 1)
+
+    return 0 if depth == 0 else 1 + asyncio.run(rest())
 
 
 @app.task

@@ -96,7 +96,7 @@ class Batcher:
         with self._lock:  # per call
             batch = self._open.get(task)
             now = time.monotonic()
-            caller = None if context.worker_running is None else self._caller()
+            caller = None if context.worker_of is None else self._caller()
             if batch is not None and batch.caller is not caller:
                 self._leave(task)
                 batch = None

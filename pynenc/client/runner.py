@@ -53,6 +53,8 @@ from pynenc.serializer import Frozen, all_plain, stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.app import Pynenc
     from pynenc.arguments import Arguments
     from pynenc.lineage import Caller
@@ -111,7 +113,7 @@ class ClusterRunner:
         entry = args if plain else task.prepare(args, kwargs)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
-        if context.worker_running is not None:
+        if context.worker_of is not None:
             self._check_cycle(task, entry)
         if type(entry) is PreparedCall:
             self._batcher.flush()  # What it depends on has to be there before it.
@@ -238,6 +240,13 @@ class ClusterRunner:
             reached = context.nested_wait(connection, done, numbers, timeout)
         self._run_ready()
         return reached
+
+    async def until(self, outcome: Future[None], submission: Submission) -> None:
+        """Await the outcome of a call, which a callback tells."""
+        if context.nested_await is None or not self._is_workers_own:
+            await outcome
+        else:
+            await context.nested_await(outcome, [submission.number])
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""
@@ -558,7 +567,7 @@ class ClusterRunner:
 
     def _caller(self) -> Caller | None:
         """The call inside of which this is, if it is one of the same supervisor."""
-        running = context.worker_running
+        running = context.in_worker()
         return running.caller() if running is not None and self._is_workers_own else None
 
     def _check_cycle(self, task: Task[Any, Any], call: tuple[Any, ...] | Frozen | PreparedCall) -> None:
@@ -607,7 +616,7 @@ class ClusterRunner:
     def _declare(self, task: Task[Any, Any], connection: Connection) -> int:
         key = self._task_keys[task] = len(self._task_keys) + 1
         surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
-        options = task.conf.rules()
+        options = task.conf.rules(task.is_async)
         connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
         return key
 
@@ -691,6 +700,10 @@ class LostRunner:
         if done():
             return True
         raise self._error
+
+    async def until(self, outcome: Future[None], submission: Submission) -> None:
+        """The callback was called already."""
+        await outcome
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Calls that nobody runs are where they began."""

@@ -83,6 +83,12 @@ class ConfigTask(Config):
     cycle_control = boolean(True, "Refuse a call that is made from inside of itself, with the same arguments.")
     force_new_workflow = boolean(False, "Begin a workflow of its own.")
     triggers = anything("What starts the task by itself.")
+    async_concurrency = integer(
+        100, "How many calls of a task that is an `async def` function run at once in each worker.", least=1
+    )
+    threads_per_worker = integer(
+        1, "How many calls of the task run at once in each worker, in threads; for tasks that mostly wait.", least=1
+    )
     max_worker_losses = integer(1, "How often a call is run again after its worker died.")
     rerun_on_worker_loss = boolean(True, "Whether a call is run again after its worker died.")
 
@@ -97,8 +103,12 @@ class ConfigTask(Config):
         self._options = dict(task_options or {})
         super().__init__(config_values, config_filepath)
 
-    def rules(self) -> dict[str, Any]:
-        """The options that the supervisor acts on, as it takes them."""
+    def rules(self, is_async: bool = False) -> dict[str, Any]:
+        """The options that the supervisor acts on, as it takes them.
+
+        Args:
+            is_async: Whether the task's function is a coroutine function.
+        """
         from pynenc.exceptions import RetryError, TaskTimeoutError
 
         return {
@@ -115,7 +125,13 @@ class ConfigTask(Config):
             "priority": self.priority,
             "max_running": self.max_running or 1,
             "reroute": self.reroute_on_concurrency_control,
+            "concurrency": self._concurrency(is_async),
         }
+
+    def _concurrency(self, is_async: bool) -> int:
+        if is_async:
+            return int(self.async_concurrency)
+        return int(self.threads_per_worker) if self.threads_per_worker > 1 else 0
 
     def delay_before_retry(self, retries: int) -> float:
         """Seconds to wait before the next attempt when so many attempts were tried again before."""

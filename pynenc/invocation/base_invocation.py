@@ -11,6 +11,8 @@ from pynenc.status import InvocationStatus
 from pynenc.types import Params, Result
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.app import Pynenc
     from pynenc.arguments import Arguments
     from pynenc.call import Call
@@ -186,8 +188,12 @@ class BaseInvocation(ABC, Generic[Params, Result]):
                 loop.call_soon_threadsafe(finish)
 
         self.add_done_callback(tell)
-        await done
+        await self._until(done)
         return self.get()
+
+    async def _until(self, outcome: Future[None]) -> None:
+        """Await what a callback tells."""
+        await outcome
 
     def __await__(self) -> Generator[Any, None, Result]:
         return self.async_result().__await__()

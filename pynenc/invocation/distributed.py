@@ -23,6 +23,8 @@ from pynenc.status import InvocationStatus
 from pynenc.types import Params, Result
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.arguments import Arguments
     from pynenc.task import Task
 
@@ -89,12 +91,15 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         return None if parent is None else self.app.get_invocation(parent)
 
     def wait(self, timeout: float | None = None) -> bool:
-        running = context.worker_running
+        running = context.in_worker()
         if running is not None and running.invocation_id() == self.invocation_id:
             from pynenc.lineage import call_in_words
 
             raise CycleDetectedError([call_in_words(self)] * 2)
         return self._runner.wait_until(lambda: self._submission.has_outcome(self._index), timeout, [self._submission])
+
+    async def _until(self, outcome: Future[None]) -> None:
+        await self._runner.until(outcome, self._submission)
 
     @property
     def exception(self) -> BaseException | None:

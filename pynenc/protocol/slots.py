@@ -14,15 +14,21 @@ SLOT_BYTES = 64
 """A cache line, so that workers do not slow each other."""
 
 MAX_SLOTS = 1024
-POSITION, CUT_FROM, CUT_TO, STARTED = range(4)
-"""Fields of a slot, eight bytes each: unsigned integers, and a time in monotonic seconds.
+POSITION, CUT_FROM, CUT_TO, STARTED, OVERDUE, DEADLINE = range(6)
+"""Fields of a slot, eight bytes each: unsigned integers, and two times in monotonic seconds.
 
-The time is that of the call's start or a little earlier: a worker notes it when a lease begins and when it ships, so at
+STARTED is when the call started or a little earlier: a worker notes it when a lease begins and when it ships, so at
 least about every 10 ms between calls, and not for each call that is over in a microsecond.
+
+A worker that runs many calls at once begins them in the order of their positions, so POSITION is that of the last it has begun.
+Its other fields are about one of them: the call at position OVERDUE, begun at STARTED, has to be over at DEADLINE.
 """
 
 NO_CUT = 0
 """Positions begin at 1."""
+
+NO_DEADLINE = 0.0
+"""No time is that early."""
 
 SETTLE_S = 0.001
 
@@ -48,6 +54,7 @@ class Slot:
         self.numbers[CUT_TO] = 0
         self.numbers[CUT_FROM] = NO_CUT
         self.times[STARTED] = 0.0
+        self.times[DEADLINE] = NO_DEADLINE
 
     def cut(self, start: int, stop: int) -> None:
         """Tell the worker to leave out the calls at positions `[start, stop)`."""
@@ -57,6 +64,19 @@ class Slot:
     def uncut(self) -> None:
         """Take the cut away."""
         self.numbers[CUT_FROM] = NO_CUT
+
+    def must_end(self, position: int, started: float, deadline: float) -> None:
+        """Tell the supervisor which of the calls that run at once has to be over first, and when."""
+        self.times[DEADLINE] = NO_DEADLINE  # Whoever reads meanwhile sees nothing rather than half of it.
+        self.numbers[OVERDUE] = position
+        self.times[STARTED] = started
+        self.times[DEADLINE] = deadline
+
+    def overdue(self, now: float) -> int:
+        """The position of the call that should have been over by now; 0 when there is none."""
+        deadline = self.times[DEADLINE]
+        position = int(self.numbers[OVERDUE])
+        return position if NO_DEADLINE < deadline <= now and deadline == self.times[DEADLINE] else 0
 
     def release(self) -> None:
         """Let go of the shared memory, so that it can be closed."""

@@ -35,6 +35,8 @@ class TaskOptions(NamedTuple):
     priority: int = 0
     max_running: int = 1
     reroute: bool = True
+    concurrency: int = 0
+    """How many calls run at once in one of the workers that are there for such tasks; 0: one after the other, in the others."""
 
 
 class TaskDeclared(NamedTuple):
@@ -112,15 +114,20 @@ class CallsWithdrawn(NamedTuple):
 
 
 class TimesChecked(NamedTuple):
-    """What each worker runs now and for how many seconds: its position and the time, by worker."""
+    """What each worker runs now and for how many seconds: its position and the time, by worker.
+
+    `overdue` are the calls that should be over, of workers that run many at once: the position, by worker.
+    """
 
     running: dict[int, tuple[int, float]]
+    overdue: dict[int, int] = {}  # noqa: RUF012
 
 
 class WorkerJoined(NamedTuple):
-    """A worker can be leased calls."""
+    """A worker can be leased calls; many at once if it is `concurrent`."""
 
     worker: int
+    concurrent: bool = False
 
 
 class WorkerLost(NamedTuple):
@@ -239,13 +246,29 @@ class ResumeWorker(NamedTuple):
 
 
 class AddWorker(NamedTuple):
-    """Start a spare worker: one waits, and there is other work."""
+    """Start one more worker: one waits, and there is other work; or one that is `concurrent`."""
+
+    concurrent: bool = False
 
 
 class RetireWorker(NamedTuple):
     """End a worker that has nothing to do and is one too many."""
 
     worker: int
+
+
+class ResumeCall(NamedTuple):
+    """Tell a concurrent worker that one of its calls, which waited for others, may go on."""
+
+    worker: int
+    position: int
+
+
+class StopCall(NamedTuple):
+    """Have a concurrent worker end one of its calls."""
+
+    worker: int
+    position: int
 
 
 class LookAgain(NamedTuple):
@@ -343,6 +366,8 @@ Effect: TypeAlias = (
     | UncutWorker
     | PauseWorker
     | ResumeWorker
+    | ResumeCall
+    | StopCall
     | AddWorker
     | RetireWorker
     | LookAgain

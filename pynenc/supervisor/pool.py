@@ -39,10 +39,12 @@ class Worker:
         output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
         ran_s: For how long it had run its last call when it ended.
+        concurrent: Whether it is one that runs many calls at once.
     """
 
-    def __init__(self, number: int, slot_number: int, slot: WatchedSlot) -> None:
+    def __init__(self, number: int, slot_number: int, slot: WatchedSlot, concurrent: bool) -> None:
         self.number = number
+        self.concurrent = concurrent
         self.slot_number = slot_number
         self.slot = slot
         self.peer: Peer
@@ -125,9 +127,9 @@ class Pool:
             worker.slot.release()
         self._fork_server.close()
 
-    def add(self) -> None:
-        """Start a spare worker."""
-        self._spawn()
+    def add(self, concurrent: bool) -> None:
+        """Start a worker beyond those that there are from the start; one that runs many calls at once, or a spare one."""
+        self._spawn(concurrent)
 
     def retire(self, number: int) -> None:
         """Let a worker end that holds nothing, and start none in its place."""
@@ -144,17 +146,17 @@ class Pool:
         self._server = Peer(self.loop, self._fork_server.connection, self._server_frames, self._server_lost)
         self.loop.add(self._server)
 
-    def _spawn(self) -> None:
+    def _spawn(self, concurrent: bool = False) -> None:
         ours, theirs = socket.socketpair()
         self._last_number += 1
         slot_number = self._free_slots.pop(0)
-        worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number))
+        worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number), concurrent)
         worker.slot.clear()
         self.workers[worker.number] = worker
         worker.peer = Peer(self.loop, ours, _ignore, self._connection_ended)
         worker.peer.role = worker
         self.loop.add(worker.peer)
-        request = json_frame(Kind.SPAWN, worker=worker.number, slot=slot_number)
+        request = json_frame(Kind.SPAWN, worker=worker.number, slot=slot_number, concurrent=concurrent)
         # The fork server always reads, and requests are few and short: this never waits.
         socket.send_fds(self._fork_server.connection, [request], [theirs.fileno()])
         theirs.close()
@@ -198,7 +200,7 @@ class Pool:
             self._on_hopeless(
                 f"{self._early_deaths} workers in a row died before they ran anything; the last one {death}"
             )
-        elif not self._ending:
+        elif not self._ending and not worker.concurrent:  # Of those there are as many as are asked for.
             self._spawn()
 
     def _free_slot(self, worker: Worker) -> None:

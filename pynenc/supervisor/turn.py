@@ -61,9 +61,11 @@ from pynenc.supervisor.events import (
     LookAgain,
     Looked,
     PauseWorker,
+    ResumeCall,
     ResumeWorker,
     RetireWorker,
     RetryDue,
+    StopCall,
     TaskDeclared,
     TaskOptions,
     ThreadsWait,
@@ -341,7 +343,7 @@ class Turn:
     def worker_started(self, worker: Worker) -> None:
         """A worker can be leased calls: it reads them when it is up."""
         worker.peer.on_frames = self.worker_frames
-        self._events.append((WorkerJoined(worker.number), None))
+        self._events.append((WorkerJoined(worker.number, worker.concurrent), None))
 
     def worker_frames(self, peer: Peer, frames: Frames) -> None:
         """Take in what a worker has sent."""
@@ -417,8 +419,12 @@ class Turn:
                 if effect.uncut:
                     worker.slot.uncut()
                 worker.peer.send(frame(Kind.RESUMED))
+            case ResumeCall():
+                self._pool.workers[effect.worker].peer.send(number_frame(Kind.RESUMED, effect.position))
+            case StopCall():
+                self._pool.workers[effect.worker].peer.send(number_frame(Kind.CANCEL, effect.position))
             case AddWorker():
-                self._pool.add()
+                self._pool.add(effect.concurrent)
             case RetireWorker():
                 self._pool.retire(effect.worker)
             case LookAgain():
@@ -503,7 +509,10 @@ class Turn:
         for number, worker in self._pool.workers.items():
             # In this order: a worker notes the time before the position, so this is never the time of an earlier call.
             running[number] = (worker.slot.position, worker.slot.running_s())
-        self._events.append((TimesChecked(running), None))
+        now = time.monotonic()
+        concurrent = [worker for worker in self._pool.workers.values() if worker.concurrent]
+        overdue = {worker.number: position for worker in concurrent if (position := worker.slot.overdue(now))}
+        self._events.append((TimesChecked(running, overdue), None))
 
     def _its_time_came(self, event: RetryDue | CallsWithdrawn) -> None:
         if isinstance(event, CallsWithdrawn):
@@ -581,7 +590,12 @@ class Turn:
         started = now - worker.ran_s if lost.ran else now
         task = self._tasks[lost.task]
         call = format_invocation_id(invocation_number(lost.batch, lost.index))
-        if lost.ran:
+        if lost.ran and worker.concurrent:
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} while it ran this call of task {task.task_id}, perhaps "
+                "among others"
+            )
+        elif lost.ran:
             what = (
                 f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task "
                 f"{task.task_id}"
@@ -619,13 +633,13 @@ class Turn:
 
         workers = []
         for number, worker in self._pool.workers.items():
-            leases = self._orchestrator.workers.get(number)
-            held = list(leases.outstanding) if leases else []
+            held = self._orchestrator.held_by(number)
             running = next((one for one in held if one.position <= worker.slot.position < one.end), None)
             workers.append(
                 {
                     "worker": number,
                     "pid": worker.pid,
+                    "concurrent": worker.concurrent,
                     "running": self._tasks[running.calls.task].task_id if running else None,
                     "leased": sum(one.end - one.position for one in held),
                 }
@@ -634,12 +648,17 @@ class Turn:
             "pid": os.getpid(),
             "persistent": self._pool.persistent,
             "clients": len({id(client) for client in self.clients.values()}),
-            "ready": self._orchestrator.broker.ready,
+            "ready": self._orchestrator.ready,
             "unfinished": sum(batch.unfinished for batch in self._orchestrator.batches.values()),
             "workers": workers,
         }
 
     def _status_of(self, batch: int, index: int) -> str:
+        for number, concurrent in self._orchestrator.concurrent.items():
+            if (position := concurrent.position_of(batch, index)) is not None:
+                if position in concurrent.waiting:
+                    return "PAUSED"
+                return "PENDING" if position > self._pool.workers[number].slot.position else "RUNNING"
         for number, leases in self._orchestrator.workers.items():
             for leased, _ in leases.paused:
                 if leased.calls.batch == batch and leased.calls.first == index:
@@ -669,5 +688,12 @@ class Turn:
                     begun = min(max(position + 1, leased.position), leased.end)
                     running += begun - leased.position
                     pending += leased.end - begun
+        for number, concurrent in self._orchestrator.concurrent.items():
+            position = self._pool.workers[number].slot.position
+            for at, leased in concurrent.held.items():
+                if leased.calls.batch in batches:
+                    paused += at in concurrent.waiting
+                    pending += at > position
+                    running += at <= position and at not in concurrent.waiting
         controlled = sum(one.stop - one.first for one in self._orchestrator.keys.ranges() if one.batch in batches)
         return {"PENDING": pending, "RUNNING": running, "PAUSED": paused, "CONCURRENCY_CONTROLLED": controlled}

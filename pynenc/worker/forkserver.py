@@ -68,12 +68,12 @@ class ForkServer:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(number, fields["slot"], connection)
+            self._become_worker(number, fields["slot"], connection, fields["concurrent"])
         os.close(connection)
         self._workers[pid] = number
         self._tell(Kind.SPAWNED, worker=number, pid=pid)
 
-    def _become_worker(self, number: int, slot: int, connection: int) -> None:
+    def _become_worker(self, number: int, slot: int, connection: int, concurrent: bool) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -84,7 +84,7 @@ class ForkServer:
             self._waker.close()
             os.close(self._settings["slots"])
             die_with_parent()
-            worker_main.main(self._settings, number, slot, connection, self._memory)
+            worker_main.main(self._settings, number, slot, connection, self._memory, concurrent)
             code = 0
         except BaseException:  # the process's main: nothing may go back into the fork server's code
             import traceback

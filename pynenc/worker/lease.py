@@ -81,20 +81,8 @@ class Shipper:
         """Add an exception that is ready to travel."""
         with self._lock:
             self._close_stretch()
-            offset = time.time() - time.monotonic()
-            failure = Failure(
-                self._batch,
-                self._first,
-                self._first + 1,
-                self._worker,
-                self._attempt,
-                Ending.FAILED,
-                retry_s,
-                self._started + offset,
-                now + offset,
-                *raised,
-            )
-            self._frames.append(failure.to_frame())
+            call = (self._batch, self._first, self._worker, self._attempt)
+            self._frames.append(failure_frame(call, raised, self._started, now, retry_s))
             self._first += 1
             self._started = now
 
@@ -145,22 +133,8 @@ class Shipper:
             return
         values, ends = self.values[:count], self.ends[:count]
         del self.values[:count], self.ends[:count]
-        packing, payload = pack(values)
-        started = self._started + time.time() - time.monotonic()
-        stop = self._first + count
-        results = Results(
-            self._batch,
-            self._first,
-            stop,
-            self._worker,
-            packing,
-            started,
-            ends[-1] - self._started,
-            array("d", ends).tobytes(),
-            payload,
-        )
-        self._frames.append(results.to_frame())
-        self._first = stop
+        self._frames.append(results_frame(self._batch, self._first, self._worker, values, self._started, ends))
+        self._first += count
         self._started = ends[-1]
 
     def _ship_in_time(self) -> None:
@@ -171,6 +145,47 @@ class Shipper:
                 if (self._frames or self.ends) and time.monotonic() >= self.due + SHIP_S:
                     with contextlib.suppress(OSError):  # The main thread will find the same and end.
                         self.ship()
+
+
+def results_frame(batch: int, first: int, worker: int, values: list[Any], started: float, ends: list[float]) -> bytes:
+    """The results of calls that lie side by side, as they travel.
+
+    Args:
+        batch: Their batch.
+        first: The index of the first of them.
+        worker: The number of the worker that ran them.
+        values: The frozen results.
+        started: When the first call began; monotonic seconds, as are all times here.
+        ends: When each of them ended.
+    """
+    packing, payload = pack(values)
+    began, took = started + time.time() - time.monotonic(), ends[-1] - started
+    times = array("d", ends).tobytes()
+    return Results(batch, first, first + len(values), worker, packing, began, took, times, payload).to_frame()
+
+
+def failure_frame(
+    call: tuple[int, int, int, int],
+    raised: execution.Raised,
+    started: float,
+    ended: float,
+    retry_s: float,
+    ending: Ending = Ending.FAILED,
+) -> bytes:
+    """An exception as it travels.
+
+    Args:
+        call: The batch, the index, the worker that ran it, and how many attempts there were before.
+        raised: The exception in words, and pickled.
+        started: When the call began; monotonic seconds.
+        ended: When it ended.
+        retry_s: After how many seconds it asks for another attempt, or `DEFAULT_DELAY`, or `NOT_RETRIABLE`.
+        ending: What became of the call.
+    """
+    batch, index, worker, attempt = call
+    offset = time.time() - time.monotonic()
+    began = started + offset
+    return Failure(batch, index, index + 1, worker, attempt, ending, retry_s, began, ended + offset, *raised).to_frame()
 
 
 class RunningLease:
@@ -205,13 +220,17 @@ class RunningLease:
         lease, index = self.lease, self.index
         number = invocation_number(lease.batch, index)
         if self._caller is None or self._caller.number != number:
-            own = b""
-            if not lease.common:  # Those that share arguments are not told apart from each other.
-                if self._entries is None:
-                    self._entries = list(leased_arguments(lease.packing, lease.payload, lease.first, lease.stop))
-                own = identity_of(self.task, self._entries[index - lease.first])
+            # Those that share arguments are not told apart from each other.
+            own = b"" if lease.common else identity_of(self.task, self.entry())
             self._caller = Caller(number, lease.lineage, own)
         return self._caller
+
+    def entry(self) -> Any:
+        """The arguments of the call that runs now: a tuple, or frozen ones."""
+        lease = self.lease
+        if self._entries is None:
+            self._entries = list(leased_arguments(lease.packing, lease.payload, lease.first, lease.stop))
+        return self._entries[self.index - lease.first]
 
     def invocation(self) -> Any:
         return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS, self.lease.attempt)

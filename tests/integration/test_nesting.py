@@ -45,8 +45,14 @@ def test_an_event_loop_in_a_call_waits_too() -> None:
 
 
 def test_event_loops_wait_in_a_chain_longer_than_there_are_spare_workers(workers: int) -> None:
-    assert rules.async_chain(6).get(timeout=60) == 6
+    assert rules.event_loop_chain(6).get(timeout=60) == 6
     wait_until(lambda: len(worker_pids()) == workers, "spare workers end")
+
+
+def test_coroutines_wait_in_a_chain_longer_than_there_are_places_for_them(workers: int) -> None:
+    assert rules.async_chain(6).get(timeout=60) == 6
+    assert len(worker_pids()) == workers
+    assert 1 <= len(worker_pids(concurrent=True)) <= workers
 
 
 def test_more_waiting_calls_than_workers(workers: int) -> None:
@@ -54,10 +60,10 @@ def test_more_waiting_calls_than_workers(workers: int) -> None:
     wait_until(lambda: len(worker_pids()) == workers, "spare workers end")
 
 
-def worker_pids() -> list[int]:
+def worker_pids(concurrent: bool = False) -> list[int]:
     report = tasks.app.report()
     assert report is not None
-    return [worker["pid"] for worker in report["workers"]]
+    return [worker["pid"] for worker in report["workers"] if worker["concurrent"] == concurrent]
 
 
 def test_a_call_gives_up_waiting_and_goes_on(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Arrivals(Outcomes):
             late = CallsWithdrawn(event.batch, 0, event.count, Ended.EXPIRED, False, {})
             effects.append(CallLater(options.expires_s, late))
         if not state.depends_on:
-            self.broker.put(self._range(event.batch, 0, event.count))
+            self._queue(self._range(event.batch, 0, event.count))
             return effects
         return effects + self._wait_for_dependencies(event)
 
@@ -81,6 +81,8 @@ class Arrivals(Outcomes):
     def _waits_to_run(self, number: int, index: int, positions: dict[int, int]) -> bool:
         batch = self.batches.get(number)
         if batch is None or batch.has_ended(index):
+            return False
+        if any(worker.position_of(number, index) for worker in self.concurrent.values()):
             return False
         for worker_number, worker in self.workers.items():
             for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]:

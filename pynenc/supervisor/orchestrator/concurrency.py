@@ -1,9 +1,9 @@
 """Concurrency control: which calls may run beside which, by key.
 
 A key is held by the workers that have calls of it in hand. A worker runs one call at a time, so it holds a key once however
-many calls of it were leased to it. Calls whose key is held as often as it may be are blocked: they leave the ready
-queues and lie here by key in the order in which they are to run. The first of them is woken each time a worker lets go.
-Nothing looks at the others.
+many calls of it were leased to it; calls that run beside others in one worker hold their keys themselves. Calls whose key is
+held as often as it may be are blocked: they leave the ready queues and lie here by key in the order in which they are
+to run. The first of them is woken each time a holder lets go. Nothing looks at the others.
 """
 
 from __future__ import annotations
@@ -26,27 +26,31 @@ class KeyHolders:
         self.blocked: dict[bytes, list[tuple[Order, Range]]] = {}
         self.resuming: dict[bytes, deque[int]] = {}
 
-    def may_hold(self, key: bytes, worker: int, most: int) -> bool:
+    def may_hold(self, key: bytes, holder: int, most: int) -> bool:
         """Whether a worker may be given a call of this key."""
         holders = self.holders.get(key)
-        return holders is None or worker in holders or len(holders) < most
+        return holders is None or holder in holders or len(holders) < most
+
+    def holds(self, key: bytes, holder: int) -> bool:
+        """Whether calls of a key are in these hands."""
+        return holder in self.holders.get(key, ())
 
     def held(self, key: bytes) -> int:
         """How many calls of a key are in workers' hands."""
         return sum(self.holders.get(key, {}).values())
 
-    def hold(self, key: bytes, worker: int, calls: int) -> None:
+    def hold(self, key: bytes, holder: int, calls: int) -> None:
         """A worker is given calls of this key."""
         holders = self.holders.setdefault(key, {})
-        holders[worker] = holders.get(worker, 0) + calls
+        holders[holder] = holders.get(holder, 0) + calls
 
-    def let_go(self, key: bytes, worker: int, calls: int) -> bool:
+    def let_go(self, key: bytes, holder: int, calls: int) -> bool:
         """Calls of this key left a worker's hands; whether it has none left."""
         holders = self.holders[key]
-        holders[worker] -= calls
-        if holders[worker]:
+        holders[holder] -= calls
+        if holders[holder]:
             return False
-        del holders[worker]
+        del holders[holder]
         if not holders:
             del self.holders[key]
         return True
@@ -54,13 +58,17 @@ class KeyHolders:
     def let_all_go(self, worker: int) -> list[bytes]:
         """A worker is gone; the keys that it held."""
         for key in [key for key, resuming in self.resuming.items() if worker in resuming]:
-            self.resuming[key].remove(worker)
-            if not self.resuming[key]:
-                del self.resuming[key]
+            self.resume_no_more(key, worker)
         held = [key for key, holders in self.holders.items() if worker in holders]
         for key in held:
             self.let_go(key, worker, self.holders[key][worker])
         return held
+
+    def resume_no_more(self, key: bytes, holder: int) -> None:
+        """Whoever waited to hold a key again does not."""
+        self.resuming[key].remove(holder)
+        if not self.resuming[key]:
+            del self.resuming[key]
 
     def block(self, key: bytes, order: Order, calls: Range) -> None:
         """Have calls wait for their key."""

@@ -1,7 +1,7 @@
 """What is in the hands of one worker: its leases in the order in which it runs them.
 
 A worker runs its leases first come, first served, so its outcomes come in the same order, and one number, the
-position, says how far it is.
+position, says how far it is. One that runs many calls at once begins them in that order, and they end in any.
 """
 
 from __future__ import annotations
@@ -217,3 +217,83 @@ class WorkerLeases:
     def _unload(self, count: int, call_s: float) -> None:
         # Sums of floats drift; nothing in hand is no load at all.
         self.load_s = self.load_s - count * call_s if self.outstanding else 0.0
+
+
+class ConcurrentLeases:
+    """The calls of one worker that runs many at once.
+
+    Attributes:
+        held: Each of its calls, by position.
+        running: How many of them do not wait for others, by task.
+        waiting: The positions of those that do, and the batches that they wait for.
+        resuming: The positions of those that could go on but for calls beside which they may not run.
+        doomed: The position of the call because of which the worker is to be ended, and why.
+        is_alone: Whether its call is to have no company.
+    """
+
+    __slots__ = ("_positions", "doomed", "held", "is_alone", "next_position", "resuming", "running", "waiting")
+
+    cut = None
+    """It is given nothing that it might have to leave out."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Leased] = {}
+        self.running: dict[int, int] = {}
+        self.waiting: dict[int, tuple[int, ...]] = {}
+        self.resuming: set[int] = set()
+        self.doomed: tuple[int, Ended] | None = None
+        self.is_alone = False
+        self.next_position = 1
+        self._positions: dict[tuple[int, int], int] = {}
+
+    def add(self, calls: Range) -> int:
+        """Put calls into the worker's hands; the position of the first of them."""
+        position = self.next_position
+        for index in range(calls.first, calls.stop):
+            self.held[self.next_position] = Leased(self.next_position, calls.part(index, index + 1), 0.0)
+            self._positions[calls.batch, index] = self.next_position
+            self.next_position += 1
+        self._count(calls.task, calls.stop - calls.first)
+        return position
+
+    def done(self, batch: int, first: int, stop: int) -> bool:
+        """Strike off calls that have their outcome; False when the worker does not hold them."""
+        indices = range(first, stop)
+        if any((batch, index) not in self._positions for index in indices):
+            return False
+        for index in indices:
+            leased = self.held.pop(self._positions.pop((batch, index)))
+            if self.waiting.pop(leased.position, None) is None:
+                self._count(leased.calls.task, -1)
+            self.resuming.discard(leased.position)
+        self.is_alone = self.is_alone and bool(self.held)
+        return True
+
+    def wait(self, leased: Leased, awaited: tuple[int, ...]) -> None:
+        """One of the calls waits for calls of these batches."""
+        if leased.position not in self.waiting:
+            self._count(leased.calls.task, -1)
+        self.resuming.discard(leased.position)
+        self.waiting[leased.position] = awaited
+
+    def go_on(self, position: int) -> None:
+        """One of the calls does not wait any more."""
+        self.resuming.discard(position)
+        del self.waiting[position]
+        self._count(self.held[position].calls.task, 1)
+
+    def position_of(self, batch: int, index: int) -> int | None:
+        """The position of a call; None when the worker does not hold it."""
+        return self._positions.get((batch, index))
+
+    def take_all(self) -> list[Leased]:
+        """Take everything out of the hands of a worker that is gone, the last first."""
+        return [self.held[position] for position in sorted(self.held, reverse=True)]
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may be given calls beside those that it has. A call that waits has company: what it waits for."""
+        return self.doomed is None and (not self.is_alone or bool(self.waiting))
+
+    def _count(self, task: int, change: int) -> None:
+        self.running[task] = self.running.get(task, 0) + change

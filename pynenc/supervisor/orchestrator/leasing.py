@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pynenc.protocol.extras import key_at
+from pynenc.protocol.messages import MAX_BATCH_CALLS
 from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import (
     CutReached,
@@ -18,7 +19,7 @@ from pynenc.supervisor.events import (
     WatchTimes,
 )
 from pynenc.supervisor.orchestrator.arrivals import Arrivals
-from pynenc.supervisor.orchestrator.concurrency import first_stretch
+from pynenc.supervisor.orchestrator.concurrency import first_stretch, stretches
 from pynenc.supervisor.orchestrator.leases import WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules
 
@@ -27,6 +28,9 @@ LOOK_AGAIN_S = 0.002
 
 SHORT_S = 0.002
 """Work shorter than this is not worth dividing between workers."""
+
+AWAITED = 1 << 20
+"""Above every priority that a task can have."""
 
 TIMES_S = 0.05
 """How often the running times of calls with a time limit are looked at, at the least."""
@@ -112,9 +116,7 @@ class Leasing(Arrivals):
         task = self.tasks[calls.task]
         position = worker.add(calls, task.call_s or self.lease_s)
         lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
-        if task.options.timeout_s and not self._watching_times:
-            return [lease, self._watch_times()]
-        return [lease]
+        return [lease, *self._watch_times()] if task.options.timeout_s else [lease]
 
     def _lease_keyed(self, number: int, calls: Range, in_turn: bool = True) -> list[Effect]:
         """Lease the calls that come first for the key of these calls, if it is free; else these wait for it, or end.
@@ -182,6 +184,8 @@ class Leasing(Arrivals):
             for awaited in self._with_dependencies(worker.awaited[-1]):
                 batch = self.batches[awaited]
                 task = self.tasks[batch.task]
+                if task.options.concurrency:
+                    continue  # There are workers for it.
                 count = max(1, int(SHORT_S / task.call_s)) if task.call_s else 1
                 calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
                 if calls is not None:
@@ -194,15 +198,38 @@ class Leasing(Arrivals):
                         break
         return effects
 
+    def _put_first(self, number: int) -> None:
+        """Calls that others wait for come before all others; the more wait, the earlier."""
+        batch = self.batches.get(number)
+        if batch is None:
+            return
+        queued = self._unqueue(number, 0, MAX_BATCH_CALLS)
+        batch.priority = max(batch.priority, AWAITED) + 1
+        for one in queued:
+            self._queue(one._replace(priority=batch.priority))
+        column = batch.extras.running
+        keys = {key for key, _, _ in stretches(column, 0, batch.count)} if column else set()
+        for one in self.keys.remove(keys, number, 0, batch.count):
+            self.keys.block(key_at(column, one.first), self._order(one), one)
+
     def _any_waits(self) -> bool:
         return any(worker.paused or worker.threads for worker in self.workers.values())
 
     def _with_dependencies(self, awaited: tuple[int, ...]) -> list[int]:
-        """These batches and those whose results their calls take, as far as they are unfinished."""
+        """These batches and those that their calls wait for, as far as they are unfinished.
+
+        Those are the batches whose results the calls take; and what the calls of concurrent workers wait for, which
+        cannot run it themselves.
+        """
         found = dict.fromkeys(number for number in awaited if number in self.batches)
         todo = list(found)
+        waited_for: dict[int, set[int]] = {}
+        for worker in self.concurrent.values():
+            for position, numbers in worker.waiting.items():
+                waited_for.setdefault(worker.held[position].calls.batch, set()).update(numbers)
         while todo:
-            for number in self.batches[todo.pop()].depends_on:
+            batch = todo.pop()
+            for number in {*self.batches[batch].depends_on, *waited_for.get(batch, ())}:
                 if number in self.batches and number not in found:
                     found[number] = None
                     todo.append(number)
@@ -220,9 +247,11 @@ class Leasing(Arrivals):
             return [CutWorker(number, *worker.cut, worker.serial)]
         return []
 
-    def _watch_times(self) -> WatchTimes:
+    def _watch_times(self) -> list[Effect]:
+        if self._watching_times:
+            return []
         self._watching_times = True
-        return WatchTimes(TIMES_S)
+        return [WatchTimes(TIMES_S)]
 
     def _lease_size(self, task: TaskRules, load_s: float) -> int:
         if task.call_s is None:

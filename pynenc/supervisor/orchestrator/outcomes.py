@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from pynenc.protocol.extras import KEY_BYTES, key_at
-from pynenc.protocol.messages import NOT_RETRIABLE
+from pynenc.protocol.messages import NOT_RETRIABLE, invocation_number, split_number
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
     AddWorker,
@@ -16,6 +18,7 @@ from pynenc.supervisor.events import (
     Ended,
     KeepAttempt,
     KeepOutcome,
+    ResumeCall,
     ResumeWorker,
     RetireWorker,
     RetryDue,
@@ -23,7 +26,7 @@ from pynenc.supervisor.events import (
 )
 from pynenc.supervisor.orchestrator.concurrency import KeyHolders, Order, stretches
 from pynenc.supervisor.orchestrator.dependencies import Dependencies
-from pynenc.supervisor.orchestrator.leases import Leased, WorkerLeases
+from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 MAX_WORKERS = 512
@@ -39,6 +42,10 @@ class Outcomes:
         self._spares = spares
         self._joining = 0
         self.broker = Broker()
+        self.brokers: dict[int, Broker] = {}
+        self.isolated = Broker()
+        self.concurrent: dict[int, ConcurrentLeases] = {}
+        self._joining_concurrent = 0
         self.tasks: dict[int, TaskRules] = {}
         self.batches: dict[int, UnfinishedBatch] = {}
         self.workers: dict[int, WorkerLeases] = {}
@@ -49,9 +56,20 @@ class Outcomes:
         self._looking = False
         self._watching_times = False
 
+    @property
+    def ready(self) -> int:
+        """How many calls are queued."""
+        return self.broker.ready + self.isolated.ready + sum(broker.ready for broker in self.brokers.values())
+
+    def held_by(self, number: int) -> list[Leased]:
+        """What lies in a worker's hands."""
+        if number in self.concurrent:
+            return list(self.concurrent[number].held.values())
+        return list(self.workers[number].outstanding) if number in self.workers else []
+
     def calls_succeeded(self, event: CallsSucceeded) -> list[Effect]:
         """Keep results, unless the calls were taken from the worker in the meantime."""
-        worker = self.workers.get(event.worker)
+        worker = self.workers.get(event.worker) or self.concurrent.get(event.worker)
         if worker is None or not worker.done(event.batch, event.first, event.stop):
             return []
         count = event.stop - event.first
@@ -67,7 +85,7 @@ class Outcomes:
 
     def call_failed(self, event: CallFailed) -> list[Effect]:
         """Keep an exception and try again, or keep it as the outcome; unless the call was taken from the worker."""
-        worker = self.workers.get(event.worker)
+        worker = self.workers.get(event.worker) or self.concurrent.get(event.worker)
         if worker is None or not worker.done(event.batch, event.index, event.index + 1):
             return []
         batch = self.batches[event.batch]
@@ -88,7 +106,7 @@ class Outcomes:
         batch = self.batches.get(event.batch)
         if batch is not None and event.index in batch.waiting:
             batch.waiting.discard(event.index)
-            self.broker.put(self._range(event.batch, event.index, event.index + 1))
+            self._queue(self._range(event.batch, event.index, event.index + 1))
         return []
 
     def _put_ready(self, calls: list[tuple[int, int]]) -> None:
@@ -97,7 +115,7 @@ class Outcomes:
         for at in range(1, len(calls) + 1):
             if at == len(calls) or calls[at] != (calls[at - 1][0], calls[at - 1][1] + 1):
                 batch, first = calls[start]
-                self.broker.put(self._range(batch, first, calls[at - 1][1] + 1))
+                self._queue(self._range(batch, first, calls[at - 1][1] + 1))
                 start = at
 
     def _end(self, calls: Range, why: Ended, worker: int = 0, root: int = 0) -> list[Effect]:
@@ -138,14 +156,19 @@ class Outcomes:
         state = self.batches[batch]
         state.retries[index] = state.retries.get(index, 0) + 1
         if not delay_s:
-            self.broker.put(self._range(batch, index, index + 1))
+            self._queue(self._range(batch, index, index + 1))
             return []
         state.waiting.add(index)
         return [CallLater(delay_s, RetryDue(batch, index))]
 
-    def _uncut_behind_last(self, number: int, worker: WorkerLeases) -> list[Effect]:
+    def _uncut_behind_last(self, number: int, worker: WorkerLeases | ConcurrentLeases) -> list[Effect]:
         effects: list[Effect] = []
-        if worker.cut is not None and worker.reached == worker.cut[1] and not worker.paused:
+        if (
+            isinstance(worker, WorkerLeases)
+            and worker.cut is not None
+            and worker.reached == worker.cut[1]
+            and not worker.paused
+        ):
             # It had begun its last call before the cut was made, so it never comes to it.
             worker.uncut()
             effects.append(UncutWorker(number))
@@ -157,27 +180,61 @@ class Outcomes:
         if not column:
             return []
         effects: list[Effect] = []
+        holder = self._holder(number, calls)
         for key, first, stop in stretches(column, calls.first, calls.stop):
-            if self.keys.let_go(key, number, stop - first):
+            if not self.keys.holds(key, holder):
+                # It waits for others, and perhaps for its key.
+                if holder in self.keys.resuming.get(key, ()):
+                    self.keys.resume_no_more(key, holder)
+            elif self.keys.let_go(key, holder, stop - first):
                 effects += self._wake(key)
         return effects
+
+    def _holder(self, number: int, calls: Range) -> int:
+        """Who holds the key of calls in a worker's hands: the worker, or the call if it runs beside others."""
+        return -invocation_number(calls.batch, calls.first) if self.tasks[calls.task].options.concurrency else number
+
+    def _hold_again(self, number: int, calls: Range) -> bool:
+        """Whether a call that waited for others has its key again; if not it is in line for it."""
+        column = self.batches[calls.batch].extras.running
+        if not column:
+            return True
+        key, holder = key_at(column, calls.first), self._holder(number, calls)
+        if self.keys.may_hold(key, holder, self.tasks[calls.task].options.max_running):
+            self.keys.hold(key, holder, 1)
+            return True
+        self.keys.resuming.setdefault(key, deque()).append(holder)
+        return False
 
     def _wake(self, key: bytes) -> list[Effect]:
         resuming = self.keys.resuming.get(key)
         if resuming:
-            number = resuming[0]
-            calls = self.workers[number].paused[-1][0].calls
-            if not self.keys.may_hold(key, number, self.tasks[calls.task].options.max_running):
-                return []
-            resuming.popleft()
-            self.keys.hold(key, number, 1)
-            return self._resume(number)
+            return self._go_on(key, resuming[0])
         woken = self.keys.wake(key)
         if woken is not None:
             batch = self.batches[woken.batch]
             batch.rerouted = True
-            self.broker.put_back(woken._replace(priority=batch.priority))
+            self._queue_back(woken._replace(priority=batch.priority))
         return []
+
+    def _go_on(self, key: bytes, holder: int) -> list[Effect]:
+        """Let the call go on that is first in line for its key, if that is free."""
+        if holder < 0:
+            batch, index = split_number(-holder)
+            number, position = next(
+                (one, at) for one, worker in self.concurrent.items() if (at := worker.position_of(batch, index))
+            )
+            task = self.batches[batch].task
+        else:
+            number, task = holder, self.workers[holder].paused[-1][0].calls.task
+        if not self.keys.may_hold(key, holder, self.tasks[task].options.max_running):
+            return []
+        self.keys.resume_no_more(key, holder)
+        self.keys.hold(key, holder, 1)
+        if holder > 0:
+            return self._resume(number)
+        self.concurrent[number].go_on(position)
+        return [ResumeCall(number, position)]
 
     def _resume(self, number: int) -> list[Effect]:
         worker = self.workers[number]
@@ -216,8 +273,29 @@ class Outcomes:
     def _put_back(self, calls: Range) -> list[Effect]:
         runnable, ended = self.batches[calls.batch].sort_out(calls)
         for one in reversed(runnable):
-            self.broker.put_back(one._replace(priority=self.batches[calls.batch].priority))
+            self._queue_back(one._replace(priority=self.batches[calls.batch].priority))
         return [effect for one, why in ended for effect in self._end(one, why)]
+
+    def _queue(self, calls: Range) -> None:
+        self._broker_of(calls).put(calls)
+
+    def _queue_back(self, calls: Range) -> None:
+        self._broker_of(calls).put_back(calls)
+
+    def _broker_of(self, calls: Range) -> Broker:
+        if not self.tasks[calls.task].options.concurrency:
+            return self.broker
+        if calls.stop == calls.first + 1 and calls.first in self.batches[calls.batch].isolated:
+            return self.isolated
+        return self.brokers.setdefault(calls.task, Broker())
+
+    def _unqueue(self, number: int, first: int, stop: int) -> list[Range]:
+        """Take out those calls of a batch that are queued."""
+        batch = self.batches[number]
+        if not self.tasks[batch.task].options.concurrency:
+            return self.broker.remove(number, batch.source, batch.priority, first, stop)
+        brokers = (self.isolated, self.brokers.setdefault(batch.task, Broker()))
+        return [one for broker in brokers for one in broker.remove(number, batch.source, batch.priority, first, stop)]
 
     def _range(self, batch: int, first: int, stop: int) -> Range:
         """Calls of an unfinished batch as they are queued; one call, unless they were never tried."""

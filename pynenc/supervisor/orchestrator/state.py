@@ -60,6 +60,7 @@ class UnfinishedBatch:
         succeeded: The calls `[first, stop)` that have their results.
         failed: The calls `[first, stop)` that have none, and the invocation because of which, if it is not their own.
         rerouted: Whether calls of it were kept waiting for their keys.
+        isolated: The calls that are to run without others beside them in their worker.
         arrival: How many batches there were when it had arrived.
     """
 
@@ -69,6 +70,7 @@ class UnfinishedBatch:
         "depends_on",
         "extras",
         "failed",
+        "isolated",
         "losses",
         "priority",
         "rerouted",
@@ -91,6 +93,7 @@ class UnfinishedBatch:
         self.succeeded: list[tuple[int, int]] = []
         self.failed: list[tuple[int, int, int]] = []
         self.rerouted = False
+        self.isolated: set[int] = set()
         self.priority = priority
         self.losses: dict[int, int] = {}
         self.retries: dict[int, int] = {}

@@ -1,0 +1,143 @@
+"""Concurrent tasks: many of their calls run at once in one worker, on an event loop or in threads.
+
+They have workers of their own, so that calls that mostly wait and calls that compute never hold each other up. Such a worker
+is given what it may begin at once and nothing beyond that, so there is nothing to cut and nothing to take back. A call
+that waits for others leaves its place to another one; its worker has no need to run anything on top of it.
+"""
+
+from __future__ import annotations
+
+from pynenc.protocol.extras import key_at
+from pynenc.supervisor.broker import Range
+from pynenc.supervisor.events import (
+    AddWorker,
+    CallsWithdrawn,
+    Effect,
+    Ended,
+    LeaseCalls,
+    ResumeCall,
+    StopCall,
+    WorkerPaused,
+    WorkerResumed,
+)
+from pynenc.supervisor.orchestrator.leases import ConcurrentLeases
+from pynenc.supervisor.orchestrator.losses import Losses
+
+
+class Concurrent(Losses):
+    """The rules about concurrent tasks and their workers."""
+
+    def lease_ready_calls(self) -> list[Effect]:
+        """Hand ready calls to workers that have room. Once per turn, after its events."""
+        if not self.brokers:
+            return super().lease_ready_calls()
+        return self._lease_concurrent_calls() + super().lease_ready_calls()
+
+    def call_paused(self, event: WorkerPaused, worker: ConcurrentLeases) -> list[Effect]:
+        """One of the calls waits for others: its place and its key are free meanwhile."""
+        leased = worker.held.get(event.position)
+        if leased is None:
+            return []
+        effects = self._let_go(event.worker, leased.calls)
+        worker.wait(leased, event.awaited)
+        for number in self._with_dependencies(event.awaited):
+            self._put_first(number)
+        return effects
+
+    def call_resumed(self, event: WorkerResumed, worker: ConcurrentLeases) -> list[Effect]:
+        """What one of the calls waited for is there: it goes on, as soon as its key is free."""
+        leased = worker.held.get(event.position)
+        if leased is None or event.position not in worker.waiting or event.position in worker.resuming:
+            return []
+        if not self._hold_again(event.worker, leased.calls):
+            worker.resuming.add(event.position)
+            return []
+        worker.go_on(event.position)
+        return [ResumeCall(event.worker, event.position)]
+
+    def _stop_running(self, event: CallsWithdrawn) -> list[Effect]:
+        """Have those of the calls stopped that run."""
+        effects: list[Effect] = []
+        for number, worker in self.concurrent.items():
+            for leased in worker.held.values():
+                calls = leased.calls
+                if calls.batch == event.batch and event.first <= calls.first < event.stop:
+                    self.batches[event.batch].withdrawn[calls.first] = Ended.CANCELLED  # Should its worker die.
+                    effects += [StopCall(number, leased.position), *self._watch_times()]
+        return effects
+
+    def _any_must_end(self) -> bool:
+        """Whether a call has a time limit or was cancelled."""
+        return any(
+            self.tasks[one.calls.task].options.timeout_s or one.calls.first in self.batches[one.calls.batch].withdrawn
+            for worker in self.concurrent.values()
+            for one in worker.held.values()
+        )
+
+    # Leasing.
+
+    def _lease_concurrent_calls(self) -> list[Effect]:
+        effects = self._fit_concurrent_workers()
+        reserved = -1
+        if self.isolated.ready:
+            for number, worker in self.concurrent.items():
+                if not worker.held and self.isolated.ready:
+                    effects += self._lease_concurrent(number, worker, self.isolated.take(1))
+                    worker.is_alone = bool(worker.held)
+            if self.isolated.ready and self.concurrent:
+                # It is emptied for them.
+                reserved = min(self.concurrent, key=lambda number: len(self.concurrent[number].held))
+        for task, broker in self.brokers.items():
+            while broker.ready:
+                number, room = self._concurrent_worker_with_room(task, reserved)
+                if not room:
+                    break
+                calls = broker.take(room)
+                if self.batches[calls.batch].extras.running and calls.stop > calls.first + 1:
+                    broker.put_back(calls.part(calls.first + 1, calls.stop))  # Each of them needs its key.
+                    calls = calls.part(calls.first, calls.first + 1)
+                effects += self._lease_concurrent(number, self.concurrent[number], calls)
+        return effects
+
+    def _lease_concurrent(self, number: int, worker: ConcurrentLeases, calls: Range) -> list[Effect]:
+        column = self.batches[calls.batch].extras.running
+        if column:
+            key = key_at(column, calls.first)
+            options = self.tasks[calls.task].options
+            free = self.keys.held(key) < options.max_running and not self.keys.resuming.get(key)
+            if options.reroute:
+                self.keys.block(key, self._order(calls), calls)
+                woken = self.keys.wake(key) if free else None
+                if woken is None:
+                    return []
+                calls = woken
+            elif not free:
+                return self._end(calls, Ended.CONTROLLED)
+            self.keys.hold(key, self._holder(number, calls), 1)
+        position = worker.add(calls)
+        lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
+        return [lease, *self._watch_times()] if self.tasks[calls.task].options.timeout_s else [lease]
+
+    def _concurrent_worker_with_room(self, task: int, reserved: int) -> tuple[int, int]:
+        """The worker that runs the fewest calls of a task, and how many more it may begin now."""
+        running = sum(worker.running.get(task, 0) for worker in self.concurrent.values())
+        workers = len(self.concurrent) + self._joining_concurrent
+        fair = -(-(running + self.brokers[task].ready) // max(1, workers))
+        most = min(self.tasks[task].options.concurrency, fair)
+        number, room = -1, 0
+        for candidate, worker in self.concurrent.items():
+            here = most - worker.running.get(task, 0)
+            if here > room and candidate != reserved and worker.takes_more:
+                number, room = candidate, here
+        return number, room
+
+    def _fit_concurrent_workers(self) -> list[Effect]:
+        """Have as many of these workers as processors are meant to be used, as soon as there are calls for them."""
+        ready = self.isolated.ready + sum(broker.ready for broker in self.brokers.values())
+        if not ready:
+            return []
+        running = sum(sum(worker.running.values()) for worker in self.concurrent.values())
+        total = len(self.concurrent) + self._joining_concurrent
+        more = max(0, min(self._size, ready + running) - total)
+        self._joining_concurrent += more
+        return [AddWorker(concurrent=True)] * more

@@ -1,0 +1,160 @@
+"""What every worker does: it reads what the supervisor sends, imports tasks, prints where the client does."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import socket
+import sys
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from pynenc import execution
+from pynenc.exceptions import RunnerError
+from pynenc.protocol.frames import READ_BYTES, FrameReader
+from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
+from pynenc.protocol.recent import Recent
+from pynenc.protocol.slots import Slot
+from pynenc.serializer import loads
+from pynenc.task import Task, registered
+
+ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
+"""Room for the open files that come with one read."""
+
+
+class DeclaredTask:
+    """A task that the supervisor told of; imported when the first lease comes."""
+
+    __slots__ = ("context", "func", "task", "task_id")
+
+    def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
+        self.task_id = task_id
+        self.context = client_context
+        self.task: Any = None
+        self.func: Callable[..., Any]
+
+    def load(self) -> None:
+        """Import the task's module in its client's surroundings.
+
+        Raises:
+            RunnerError: The module has no such task. Whatever the import raises comes through.
+        """
+        path: list[str] = self.context["sys_path"]
+        if sys.path != path:
+            sys.path[:] = path
+        if os.getcwd() != self.context["cwd"]:
+            os.chdir(self.context["cwd"])
+        module_name, _, name = self.task_id.rpartition(".")
+        importlib.invalidate_caches()
+        task = getattr(importlib.import_module(module_name), name, None)
+        if not isinstance(task, Task):
+            # Made without a decorator: the name is the function's own, and only the app knows the task.
+            task = registered.get(self.task_id)
+        if task is None:
+            raise RunnerError(
+                f"the worker found no task {name!r} in module {module_name!r} ({self.context['cwd']}): "
+                "a task must be a module-level name when its module is imported"
+            )
+        self.task = task
+        self.func = execution.runnable(task.func)
+
+
+class Output:
+    """The files that calls from here on print to; none when their client has gone."""
+
+    def __init__(self, files: list[int]) -> None:
+        self._files = files
+
+    def use(self) -> None:
+        """Put these files in the place of the standard output and error."""
+        flush_output()
+        files = self._files or [os.open(os.devnull, os.O_WRONLY)]
+        os.dup2(files[0], 1)
+        os.dup2(files[-1], 2)
+        for file in files:
+            os.close(file)
+
+
+def flush_output() -> None:
+    """Let what was printed appear. What cannot be written any more is nobody's fault here."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+class BaseWorker:
+    """One end of the connection to the supervisor."""
+
+    def __init__(self, connection: socket.socket, slot: Slot) -> None:
+        self.connection = connection
+        self.slot = slot
+        self.poll = select.poll()
+        self.poll.register(connection, select.POLLIN)
+        self._reader = FrameReader()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._files: list[int] = []
+        self._tasks: dict[int, DeclaredTask] = {}
+        self._recent = Recent()
+        self._common: dict[int, bytes | dict[str, Any]] = {}
+
+    def run(self) -> None:
+        """Run leases until the supervisor closes the connection."""
+        raise NotImplementedError
+
+    def send(self, message: bytes) -> None:
+        """Send frames, after what was printed before."""
+        flush_output()  # What a call printed is seen before its result.
+        self.connection.sendall(message)
+
+    def take_lease(self, lease: Lease) -> None:
+        """Calls came to be run."""
+        raise NotImplementedError
+
+    def take_output(self, output: Output) -> None:
+        """What is leased from here on prints to these files."""
+        raise NotImplementedError
+
+    def take_answer(self, kind: Kind, body: bytes) -> None:
+        """The supervisor said something of a call that runs."""
+        raise NotImplementedError
+
+    def _read(self) -> bool:
+        """Take in what the supervisor has sent; False when it has gone."""
+        try:
+            count, attached, _, _ = self.connection.recvmsg_into([self._buffer], ATTACHED_BYTES)
+        except ConnectionError:
+            return False
+        for _, _, descriptors in attached:
+            self._files += array("i", descriptors)
+        for kind, body in self._reader.feed(bytes(self._buffer[:count])):
+            if kind == Kind.LEASE:
+                self.take_lease(Lease.from_body(body))
+            elif kind == Kind.TASK:
+                fields = json_from(body)
+                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+            elif kind == Kind.COMMON:
+                number, payload = bytes_from(body)
+                self._recent.add(number)
+                self._common[number] = payload
+            elif kind == Kind.OUTPUT:
+                carried = number_from(body)
+                output = Output(self._files[:carried])
+                del self._files[:carried]
+                self.take_output(output)
+            else:
+                self.take_answer(Kind(kind), body)
+        return count > 0
+
+    def _common_arguments(self, lease: Lease) -> dict[str, Any]:
+        """What the calls of a lease share; unpickled once."""
+        kept = self._common[lease.common]
+        if isinstance(kept, bytes):
+            kept = self._common[lease.common] = loads(kept)
+        return kept
+
+    def _forget_common_arguments(self) -> None:
+        """Drop what is not recent, now that no lease refers to it."""
+        self._common = {one: kept for one, kept in self._common.items() if one in self._recent}

@@ -1,0 +1,424 @@
+"""A worker that runs many calls at once: coroutines on one event loop, other functions in threads.
+
+::
+
+    main thread                          the loop's thread, or one of many
+    reads leases ──── begins calls ────▶ runs them, ships what comes out
+    has calls stopped that run too long
+
+A call that must stop and does not is the supervisor's business, which ends the worker: the slot tells it which call and when,
+also when some code keeps all threads of this process from running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from pynenc import context, execution
+from pynenc.exceptions import TaskTimeoutError
+from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
+from pynenc.protocol.slots import POSITION, Slot
+from pynenc.serializer import SCALARS, Frozen, freeze, leased_arguments
+from pynenc.worker.base import BaseWorker, DeclaredTask, Output
+from pynenc.worker.lease import RunningLease, failure_frame, results_frame
+from pynenc.worker.waits import Waits
+
+MAX_THREADS = 1 << 16
+"""There are as many threads as calls; how many of those there are is the supervisor's business."""
+
+GRACE_S = 0.1
+"""How long a coroutine may take for its end; then the call has ended without it."""
+
+SLACK_S = 0.03
+"""How much later than this process the supervisor acts."""
+
+FOREVER = float("inf")
+
+
+class Call(RunningLease):
+    """One of the calls that run.
+
+    Attributes:
+        coroutine: What runs it on the event loop; None for those that run in threads.
+        why: What is to become of it when it was stopped.
+        stopped_at: When it was; monotonic seconds.
+        has_heard: Whether its coroutine has been told.
+        began: When it began or, before that, when it was leased.
+        has_begun: Whether it has.
+    """
+
+    __slots__ = (
+        "_entry_here",
+        "_func",
+        "_has_told",
+        "_worker",
+        "began",
+        "coroutine",
+        "has_begun",
+        "has_heard",
+        "is_async",
+        "stopped_at",
+        "timeout_s",
+        "waits",
+        "why",
+    )
+
+    def __init__(self, worker: ConcurrentWorker, task: Any, func: Callable[..., Any], lease: Lease, entry: Any) -> None:
+        super().__init__(task, lease, worker.slot)
+        self._worker = worker
+        self._func = func
+        self._entry_here = entry
+        self._has_told = False
+        self.is_async = task.is_async
+        self.timeout_s = task.conf.timeout or FOREVER
+        self.coroutine: asyncio.Task[None] | None = None
+        self.why: Ending | None = None
+        self.stopped_at = 0.0
+        self.has_heard = self.has_begun = False
+        self.began = time.monotonic()
+        self.waits = Waits(lease.position, worker.send)
+
+    @property
+    def index(self) -> int:
+        return self.lease.first
+
+    def entry(self) -> Any:
+        return self._entry_here
+
+    async def run(self) -> None:
+        """Run it on the event loop."""
+        self._begin()
+        try:
+            made = self._made()
+            value = await made if isinstance(made, Coroutine) else made
+            self._succeed(value if type(value) in SCALARS else freeze(value))
+        except BaseException as error:  # user code: SystemExit ends the call, not the worker
+            self._fail(error)
+        finally:
+            self._worker.left(self)
+
+    def run_in_thread(self) -> None:
+        """Run it in the thread that this is."""
+        token = context.concurrent_call.set(self)
+        self._begin()
+        try:
+            value = self._made()
+            self._succeed(value if type(value) in SCALARS else freeze(value))
+        except BaseException as error:  # user code, see above
+            self._fail(error)
+        finally:
+            context.concurrent_call.reset(token)
+            self._worker.left(self)
+
+    def fail_with(self, raised: execution.Raised, retry_s: float, ending: Ending = Ending.FAILED) -> None:
+        """Let this be its outcome, unless it has one."""
+        lease = self.lease
+        call = (lease.batch, lease.first, self._worker.number, lease.attempt)
+        self._tell(failure_frame(call, raised, self.began, time.monotonic(), retry_s, ending))
+
+    def limit(self) -> float:
+        """When it is to be stopped, if it was not yet."""
+        return self.began + self.timeout_s if self.why is None else FOREVER
+
+    def must_end(self) -> float:
+        """When it must be over."""
+        allowed_s = GRACE_S + SLACK_S if self.is_async else SLACK_S
+        return (self.limit() if self.why is None else self.stopped_at) + allowed_s
+
+    def stop(self, why: Ending) -> None:
+        """Have it end; a thread cannot be ended but with its process."""
+        if self.why is None:
+            self.why, self.stopped_at = why, time.monotonic()
+            if self.is_async:
+                self._worker.loop.call_soon_threadsafe(self._cancel)
+
+    def give_up(self) -> None:
+        """Say what became of it, although its coroutine has not ended."""
+        self.fail_with(*self._stopped(""))
+
+    def _begin(self) -> None:
+        self.began, self.has_begun = time.monotonic(), True
+
+    def _made(self) -> Any:
+        entry = self._entry_here
+        return execution.call_frozen(self._func, entry) if type(entry) is Frozen else self._func(*entry)
+
+    def _cancel(self) -> None:
+        if not self.has_begun:
+            self._worker.loop.call_soon(self._cancel)  # What is cancelled before it begins never comes to tell.
+        elif self.coroutine is not None:
+            self.has_heard = True
+            self.coroutine.cancel()
+
+    def _succeed(self, value: Any) -> None:
+        lease, ended = self.lease, [time.monotonic()]
+        self._tell(results_frame(lease.batch, lease.first, self._worker.number, [value], self.began, ended))
+
+    def _fail(self, error: BaseException) -> None:
+        raised = execution.describe(error)
+        if isinstance(error, asyncio.CancelledError) and self.why is not None:
+            self.fail_with(*self._stopped(raised.traceback))
+        else:
+            self.fail_with(raised, execution.retry_delay(error, self.task.retriable_exceptions))
+
+    def _stopped(self, traceback: str) -> tuple[execution.Raised, float, Ending]:
+        """What becomes of it because it was stopped."""
+        task_id, ran_s = self.task_id(), time.monotonic() - self.began
+        if self.why == Ending.KILLED:
+            message = f"it was cancelled with force after it had run for {ran_s:.3g} s (task {task_id})"
+            return execution.Raised("InvocationCancelledError", message, traceback, b""), NOT_RETRIABLE, Ending.KILLED
+        message = f"it ran for {ran_s:.3g} s, longer than option timeout of task {task_id} allows; it was cancelled"
+        error = TaskTimeoutError(self.invocation_id(), message)
+        retry_s = execution.retry_delay(error, self.task.retriable_exceptions)
+        return execution.Raised("TaskTimeoutError", message, traceback, b""), retry_s, Ending.FAILED
+
+    def _tell(self, frame: bytes) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._worker.ship(frame)
+
+
+class ConcurrentWorker(BaseWorker):
+    """Begins each call as it comes."""
+
+    def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
+        super().__init__(connection, slot)
+        self.number = number
+        self._calls: dict[int, Call] = {}
+        self._limited: dict[int, Call] = {}
+        self._new: list[Call] = []
+        self._columns: tuple[int, list[Any]] = (0, [])
+        self._send_lock = threading.Lock()
+        self._frames: list[bytes] = []
+        self._will_ship = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._threads: ThreadPoolExecutor | None = None
+        context.nested_wait = self._wait
+        context.nested_await = self._await
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop on which coroutines run, in a thread of its own."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._run_loop, args=[self._loop], name="pynenc-loop", daemon=True).start()
+        return self._loop
+
+    def run(self) -> None:
+        """Begin calls until the supervisor closes the connection."""
+        while True:
+            until_s = self._look_at_limits()
+            if self.poll.poll(None if until_s == FOREVER else max(0.0, until_s * 1000)) and not self._read():
+                return
+            if self._new:
+                new, self._new = self._new, []
+                self.loop.call_soon_threadsafe(self._start, new)
+            self._forget_common_arguments()
+
+    def send(self, message: bytes) -> None:
+        """Send frames."""
+        with self._send_lock:
+            super().send(message)
+
+    # What the supervisor sends.
+
+    def take_lease(self, lease: Lease) -> None:
+        """Begin these calls."""
+        declared, entries = self._tasks[lease.task], self._entries(lease)
+        self.slot.numbers[POSITION] = lease.position + lease.stop - lease.first - 1
+        try:
+            func = self._function(declared, lease)
+        except BaseException as error:  # importing runs user code
+            raised, now = execution.describe(error), time.monotonic()
+            for index in range(lease.first, lease.stop):
+                call = (lease.batch, index, self.number, lease.attempt)
+                self.send(failure_frame(call, raised, now, now, NOT_RETRIABLE))
+            return
+        for offset, entry in enumerate(entries):
+            index, position = lease.first + offset, lease.position + offset
+            own = lease._replace(position=position, first=index, stop=index + 1)
+            self._begin(Call(self, declared.task, func, own, entry))
+
+    def take_output(self, output: Output) -> None:
+        """Print to these files from now on."""
+        output.use()
+
+    def take_answer(self, kind: Kind, body: bytes) -> None:
+        """A call may go on, or has to end."""
+        call = self._calls.get(number_from(body))
+        if call is None:
+            return  # It has just ended.
+        if kind == Kind.RESUMED:
+            call.waits.go_on()
+        else:
+            self._limited[call.lease.position] = call
+            call.stop(Ending.KILLED)
+
+    def _function(self, declared: DeclaredTask, lease: Lease) -> Callable[..., Any]:
+        if declared.task is None:
+            declared.load()
+        func: Callable[..., Any] = declared.task.func
+        return partial(func, **self._common_arguments(lease)) if lease.common else func
+
+    def _entries(self, lease: Lease) -> list[Any]:
+        if lease.packing == Packing.ROWS:
+            return list(leased_arguments(lease.packing, lease.payload, lease.first, lease.stop))
+        if self._columns[0] != lease.batch:
+            # They come whole with each lease, so they are unpickled but once.
+            self._columns = (lease.batch, list(leased_arguments(lease.packing, lease.payload, 0, MAX_BATCH_CALLS)))
+        return self._columns[1][lease.first : lease.stop]
+
+    def _begin(self, call: Call) -> None:
+        position = call.lease.position
+        self._calls[position] = call
+        if call.timeout_s != FOREVER:
+            self._limited[position] = call
+        if call.is_async:
+            self._new.append(call)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(MAX_THREADS, "pynenc-call")
+        self._threads.submit(call.run_in_thread)
+
+    def _look_at_limits(self) -> float:
+        """Stop what has run for too long, and tell the supervisor what it must look after; seconds until the next look."""
+        now = time.monotonic()
+        for position, call in list(self._limited.items()):
+            if position not in self._calls:
+                self._limited.pop(position, None)
+            elif not call.has_begun and call.limit() <= now:
+                call.began = now  # It waits because the loop is held up by another one.
+            elif call.limit() <= now:
+                call.stop(Ending.FAILED)
+            elif call.has_heard and call.stopped_at + GRACE_S <= now:
+                call.give_up()
+                self._limited.pop(position, None)
+        limited = list(self._limited.values())
+        if not limited:
+            self.slot.must_end(0, 0.0, 0.0)
+            return FOREVER
+        first = min(limited, key=Call.must_end)
+        self.slot.must_end(first.lease.position, first.began, first.must_end())
+        return (
+            min(one.limit() if one.why is None else max(now + GRACE_S / 4, one.stopped_at + GRACE_S) for one in limited)
+            - now
+        )
+
+    # What calls do, in their threads.
+
+    def left(self, call: Call) -> None:
+        """A call has ended."""
+        self._calls.pop(call.lease.position, None)
+        call.waits.end()
+
+    def ship(self, frame: bytes) -> None:
+        """Send an outcome; those of one turn of the event loop together."""
+        if threading.get_ident() != self._loop_thread:
+            self.send(frame)
+            return
+        self._frames.append(frame)
+        if not self._will_ship:
+            self._will_ship = True
+            self.loop.call_soon(self._ship_frames)
+
+    def _ship_frames(self) -> None:
+        frames, self._frames = self._frames, []
+        self._will_ship = False
+        self.send(b"".join(frames))
+
+    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop_thread = threading.get_ident()
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+    def _start(self, calls: list[Call]) -> None:
+        for call in calls:
+            token = context.concurrent_call.set(call)
+            call.coroutine = self.loop.create_task(call.run())  # It takes the context over as it is now.
+            context.concurrent_call.reset(token)
+
+    # How calls wait for others.
+
+    def _wait(self, connection: Any, done: Callable[[], bool], awaited: Sequence[int], timeout: float | None) -> bool:
+        call = context.concurrent_call.get()
+        connection.read_nowait()
+        if done():
+            return True
+        if call is None:  # It is a thread that no call has started.
+            return bool(connection.wait_until(done, timeout))
+        call.waits.begin(awaited)
+        is_on_loop = threading.get_ident() == self._loop_thread
+        try:
+            if is_on_loop:
+                return self._wait_on_loop(call, partial(connection.wait_until, done, timeout))
+            return bool(connection.wait_until(done, timeout))
+        finally:
+            if call.waits.finish(awaited):
+                if is_on_loop:
+                    self._turn_loop(call.waits.resumed(self.loop).done)
+                else:
+                    call.waits.until_resumed()
+
+    async def _await(self, done: asyncio.Future[None], awaited: Sequence[int]) -> None:
+        call = context.concurrent_call.get()
+        if call is None or done.done():
+            await done
+            return
+        call.waits.begin(awaited)
+        try:
+            await done
+        finally:
+            if call.waits.finish(awaited):
+                await call.waits.resumed(asyncio.get_running_loop())
+
+    def _wait_on_loop(self, call: Call, wait: Callable[[], bool]) -> bool:
+        """Wait in a coroutine that does not `await`: another thread waits, and the loop goes on with the others."""
+        waiting: asyncio.Future[bool] = self.loop.create_future()
+
+        def wait_and_tell() -> None:
+            try:
+                tell, outcome = waiting.set_result, wait()
+            except BaseException as error:  # it is raised where somebody waits
+                tell, outcome = waiting.set_exception, error  # type: ignore[assignment]
+            self.loop.call_soon_threadsafe(lambda: None if waiting.done() else tell(outcome))
+
+        threading.Thread(target=wait_and_tell, name="pynenc-wait", daemon=True).start()
+        self._turn_loop(lambda: waiting.done() or call.why is not None)
+        if waiting.done():
+            return waiting.result()
+        waiting.cancel()
+        raise asyncio.CancelledError
+
+    def _turn_loop(self, is_over: Callable[[], bool]) -> None:
+        """Have the loop do its work from inside of one of its coroutines."""
+        loop: Any = self.loop
+        if not hasattr(loop, "_run_once") or not hasattr(loop, "_ready"):
+            raise RuntimeError(
+                f"a blocking wait would hold up every call of this worker, whose event loop is a {type(loop).__qualname__}: "
+                "write `await invocation` instead"
+            )
+        running = asyncio.current_task(loop)
+        if running is not None:
+            asyncio.tasks._leave_task(loop, running)
+        left = len(loop._ready)
+        try:
+            while not is_over():
+                loop._run_once()
+        finally:
+            # The turn that this interrupted counts on what was there.
+            for _ in range(left - len(loop._ready)):
+                loop.call_soon(_nothing)
+            if running is not None:
+                asyncio.tasks._enter_task(loop, running)
+
+
+def _nothing() -> None:
+    pass
