@@ -88,9 +88,12 @@ class Submission:
 
     def take_callbacks(self, everything: bool = False) -> list[Callable[[], object]]:
         """Take out the callbacks of calls that have their outcome, or all of them."""
-        callbacks = self.callbacks or []
-        ready = [callback for index, callback in callbacks if everything or self.has_outcome(index)]
-        left = [(index, callback) for index, callback in callbacks if not (everything or self.has_outcome(index))]
+        ready, left = [], []
+        for index, callback in self.callbacks or []:
+            if everything or self.has_outcome(index):
+                ready.append(callback)
+            else:
+                left.append((index, callback))
         self.callbacks = left or None
         return ready
 

@@ -282,3 +282,13 @@ async def stray(directory: str) -> str:
 
 
 strays: set[asyncio.Future[int]] = set()
+
+
+@app.task
+async def await_stay(directory: str, name: str) -> int:
+    return await stay(directory, name)
+
+
+@app.task(async_concurrency=2)
+async def be_counted_stay(directory: str, name: str) -> int:
+    return await stay.func(directory, name)

@@ -84,6 +84,7 @@ class ClusterRunner:
     def __init__(self, app: Pynenc) -> None:
         self._app = weakref.ref(app)
         self._lock = threading.RLock()
+        self._callbacks_lock = threading.Lock()
         self._connection: Connection | None = None
         self._is_workers_own = False
         self._reset()
@@ -221,6 +222,7 @@ class ClusterRunner:
         """Send what is open, then read until something is so."""
         self._batcher.flush()
         if done():
+            self._run_ready()
             return True
         if self._connection is None:
             self._connect()
@@ -250,15 +252,17 @@ class ClusterRunner:
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""
-        with self._lock:
+        with self._callbacks_lock:
+            submission.callbacks = submission.callbacks or []
+            submission.callbacks.append((index, callback))
+            # Only now: whoever reads the outcome looks for callbacks after it, so one of both sees the other.
             if not submission.has_outcome(index):
-                submission.callbacks = submission.callbacks or []
-                submission.callbacks.append((index, callback))
                 if self._callbacks is None:
                     self._callbacks = CallbackThread(self._wait_for_callbacks)
                 self._callbacks.look_after(submission)
                 return
-        call_back(callback)
+            self._ready += submission.take_callbacks()
+        self._run_ready()
 
     # Asking.
 
@@ -481,6 +485,7 @@ class ClusterRunner:
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call."""
         self._lock = threading.RLock()
+        self._callbacks_lock = threading.Lock()
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
@@ -648,7 +653,8 @@ class ClusterRunner:
         if not submission.unfinished:
             self._held.pop(submission.number, None)
         if submission.callbacks:
-            self._ready += submission.take_callbacks()
+            with self._callbacks_lock:
+                self._ready += submission.take_callbacks()
 
     def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
         """Wait until callbacks can be called, and call them."""
@@ -657,7 +663,8 @@ class ClusterRunner:
         except RunnerError as error:
             for submission in waiting:
                 submission.runner = LostRunner(self, error)
-                self._ready += submission.take_callbacks(everything=True)
+                with self._callbacks_lock:
+                    self._ready += submission.take_callbacks(everything=True)
             self._run_ready()
 
     def _run_ready(self) -> None:
