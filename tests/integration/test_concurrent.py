@@ -251,7 +251,7 @@ def test_calls_beside_one_that_kills_their_worker_succeed(workers: int, tmp_path
 def test_calls_that_must_not_run_twice_fail_with_their_worker() -> None:
     group = concurrent.kill_worker_once.parallelize([(x,) for x in range(3)])
     for invocation in group.invocations:
-        with pytest.raises(WorkerLostError, match="while it ran this call .*rerun_on_worker_loss"):
+        with pytest.raises(WorkerLostError, match=r"while it ran this call .*rerun_on_worker_loss"):
             invocation.result  # noqa: B018
 
 

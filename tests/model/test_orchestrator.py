@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pynenc.protocol.extras import KEY_BYTES, NONE, Dependency, Extras, dependencies_column, key_at
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, invocation_number, split_number
+from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import (
     AddWorker,
     AnswerOffer,
@@ -35,9 +36,11 @@ from pynenc.supervisor.events import (
     LookAgain,
     Looked,
     PauseWorker,
+    ResumeCall,
     ResumeWorker,
     RetireWorker,
     RetryDue,
+    StopCall,
     TaskDeclared,
     TaskOptions,
     ThreadsWait,
@@ -53,10 +56,13 @@ from pynenc.supervisor.orchestrator import Orchestrator
 
 NO_CUT = 1 << 60
 
-KEYED = {3: 1, 4: 1, 5: 2}
+KEYED = {3: 1, 4: 1, 5: 2, 7: 1, 8: 2}
 """How many calls of a key may run at once, for the tasks that have keys; the second of them does not wait for its turn."""
 
-NOT_WAITING = 4
+NOT_WAITING = (4, 8)
+
+CONCURRENT = {6: 2, 7: 3, 8: 3}
+"""How many calls run at once in one worker, for the tasks that have workers of their own."""
 
 
 class Held(NamedTuple):
@@ -93,6 +99,20 @@ class ModelWorker:
         return batch, index
 
 
+class ModelConcurrentWorker:
+    """What a worker does that runs many calls at once: each by its position, and those that wait, for which batch."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[int, int]] = {}
+        self.waiting: dict[int, int] = {}
+        self.resuming: set[int] = set()
+        self.stopping: set[int] = set()
+        self.position = 0
+
+    def running(self) -> list[int]:
+        return [at for at in self.held if at <= self.position and at not in self.waiting]
+
+
 class Cluster(RuleBasedStateMachine):
     """Clients submit, workers run, ship and die, in any order."""
 
@@ -100,6 +120,7 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.orchestrator = Orchestrator(0.02)
         self.workers: dict[int, ModelWorker] = {}
+        self.concurrent: dict[int, ModelConcurrentWorker] = {}
         self.outcomes: dict[tuple[int, int], str] = {}
         self.runs: dict[tuple[int, int], int] = {}
         self.losses: dict[tuple[int, int], int] = {}
@@ -112,7 +133,7 @@ class Cluster(RuleBasedStateMachine):
         self.later: list[RetryDue | CallsWithdrawn] = []
         self.retries: dict[tuple[int, int], int] = {}
 
-        self.joining = 0
+        self.joining: list[bool] = []
         self.tasks: dict[int, int] = {}
         self.extras: dict[int, Extras] = {}
         self.offered: set[int] = set()
@@ -129,7 +150,7 @@ class Cluster(RuleBasedStateMachine):
     def begin(
         self, count: int, reruns: bool, most: int, retries: int, delay: float, timeout: float, expires: float
     ) -> None:
-        self.reruns, self.most, self.most_retries = reruns, most, retries
+        self.reruns, self.most, self.most_retries, self.size = reruns, most, retries, count
         self.orchestrator = Orchestrator(0.02, count, spares=1)
         options = TaskOptions(
             most,
@@ -143,24 +164,35 @@ class Cluster(RuleBasedStateMachine):
         self.tell(TaskDeclared(1, options))
         self.tell(TaskDeclared(2, options._replace(priority=1)))
         for task, running in KEYED.items():
-            self.tell(TaskDeclared(task, options._replace(max_running=running, reroute=task != NOT_WAITING)))
+            keyed = options._replace(max_running=running, reroute=task not in NOT_WAITING)
+            self.tell(TaskDeclared(task, keyed._replace(concurrency=CONCURRENT.get(task, 0))))
+        self.tell(TaskDeclared(6, options._replace(concurrency=CONCURRENT[6])))
         for _ in range(count):
             self.join()
 
-    def join(self) -> None:
+    def join(self, concurrent: bool = False) -> None:
         self.last_worker += 1
-        self.workers[self.last_worker] = ModelWorker()
-        self.tell(WorkerJoined(self.last_worker))
+        if concurrent:
+            self.concurrent[self.last_worker] = ModelConcurrentWorker()
+            assert len(self.concurrent) <= self.size
+        else:
+            self.workers[self.last_worker] = ModelWorker()
+        self.tell(WorkerJoined(self.last_worker, concurrent))
 
     def tell(self, event, outcome=None) -> None:  # type: ignore[no-untyped-def]
         for effect in [*self.orchestrator.handle(event), *self.orchestrator.lease_ready_calls()]:
             self.apply(effect, outcome)
         while self.joining:
-            self.joining -= 1
-            self.join()
+            self.join(self.joining.pop())
 
     def apply(self, effect: Effect, outcome: tuple[int, int, int, str] | None) -> None:
         match effect:
+            case LeaseCalls() if effect.worker in self.concurrent:
+                self.lease_concurrent(effect)
+            case ResumeCall():
+                self.go_on_concurrent(effect.worker, effect.position)
+            case StopCall():
+                self.concurrent[effect.worker].stopping.add(effect.position)
             case LeaseCalls():
                 worker = self.workers[effect.worker]
                 assert not worker.resuming, "a call that waits for its key is under nothing else"
@@ -196,7 +228,7 @@ class Cluster(RuleBasedStateMachine):
                                 for on in self.taken(effect.batch, index)
                             )
                         if effect.why is Ended.CONTROLLED:
-                            assert self.tasks[effect.batch] == NOT_WAITING
+                            assert self.tasks[effect.batch] in NOT_WAITING
             case AnswerOffer():
                 self.check_answer(effect)
             case KeepAttempt():
@@ -235,7 +267,7 @@ class Cluster(RuleBasedStateMachine):
                 worker.resuming = False
                 self.check_may_run(effect.worker, call[1:3])
             case AddWorker():
-                self.joining += 1
+                self.joining.append(effect.concurrent)
             case RetireWorker():
                 worker = self.workers.pop(effect.worker)
                 assert not worker.queue
@@ -249,7 +281,7 @@ class Cluster(RuleBasedStateMachine):
         assert self.retries[call] <= self.most_retries
 
     def positions(self) -> dict[int, int]:
-        return {number: worker.position for number, worker in self.workers.items()}
+        return {number: worker.position for number, worker in (*self.workers.items(), *self.concurrent.items())}
 
     def taken(self, batch: int, index: int) -> list[tuple[int, int]]:
         """The calls whose results a call takes."""
@@ -270,6 +302,12 @@ class Cluster(RuleBasedStateMachine):
             for other, worker in self.workers.items()
             if other != number and worker.unshipped and self.key(worker.unshipped[-1][:2]) == self.key(call)
         ]
+        beside += [
+            worker.held[at]
+            for worker in self.concurrent.values()
+            for at in worker.running()
+            if worker.held[at] != call and self.key(worker.held[at]) == self.key(call)
+        ]
         assert len(beside) < KEYED[self.tasks[call[0]]], f"{call} ran beside {beside}"
 
     def add(self, task: int, count: int, extras: Extras = NONE) -> int:
@@ -280,7 +318,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(
         count=st.integers(1, 40),
         source=st.integers(1, 3),
-        task=st.integers(1, 5),
+        task=st.integers(1, 8),
         keys=st.lists(st.sampled_from("aaaabc"), min_size=1, max_size=5),
     )
     def submit(self, count: int, source: int, task: int, keys: list[str]) -> None:
@@ -292,7 +330,7 @@ class Cluster(RuleBasedStateMachine):
         self.tell(BatchArrived(batch, task, count, source, extras))
 
     @precondition(lambda self: any(self.sizes.values()))
-    @rule(data=st.data(), count=st.integers(1, 4), task=st.sampled_from([1, 3]))
+    @rule(data=st.data(), count=st.integers(1, 4), task=st.sampled_from([1, 3, 6, 7]))
     def submit_dependents(self, data: st.DataObject, count: int, task: int) -> None:
         found, settled = [], {}
         for _ in range(data.draw(st.integers(1, 6))):
@@ -303,7 +341,7 @@ class Cluster(RuleBasedStateMachine):
             if batch in self.finished:
                 bad = [at for at in range(first, stop) if self.outcomes[batch, at] != "succeeded"]
                 settled[batch, first, stop] = invocation_number(batch, bad[0]) if bad else 0
-        running = b"3a".ljust(KEY_BYTES) if task in KEYED else b""
+        running = f"{task}a".encode().ljust(KEY_BYTES) if task in KEYED else b""
         extras = Extras(running=running, dependencies=dependencies_column(found))
         number = self.add(task, count, extras)
         self.tell(BatchArrived(number, task, count, 1, extras, settled))
@@ -339,6 +377,8 @@ class Cluster(RuleBasedStateMachine):
 
     def has_begun(self, call: tuple[int, int]) -> bool:
         """Whether a worker has come to a call; it may have left it out because of a cut."""
+        if any(call in worker.held.values() for worker in self.concurrent.values()):
+            return True
         return any(
             leased.calls.batch == call[0]
             and leased.calls.first <= call[1] < leased.calls.stop
@@ -373,7 +413,7 @@ class Cluster(RuleBasedStateMachine):
     def die(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.dying)))
         self.dying.discard(number)
-        if number in self.workers:
+        if number in self.workers or number in self.concurrent:
             self.lose(number)
 
     @precondition(lambda self: any(w.queue and not w.resuming for w in self.workers.values()))
@@ -391,7 +431,7 @@ class Cluster(RuleBasedStateMachine):
             self.runs[call] = self.runs.get(call, 0) + 1
 
     @precondition(lambda self: any(w.queue and not w.resuming for w in self.workers.values()))
-    @rule(data=st.data(), children=st.integers(1, 5), task=st.sampled_from([1, 1, 3, 5]))
+    @rule(data=st.data(), children=st.integers(1, 5), task=st.sampled_from([1, 1, 3, 5, 6, 7]))
     def wait_for_children(self, data: st.DataObject, children: int, task: int) -> None:
         number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue and not w.resuming]))
         worker = self.workers[number]
@@ -416,6 +456,111 @@ class Cluster(RuleBasedStateMachine):
         self.ship_all(number, 0.001, NOT_RETRIABLE)
         self.workers[number].resuming = True
         self.tell(WorkerResumed(number, self.workers[number].position))
+
+    # Workers that run many calls at once.
+
+    def lease_concurrent(self, effect: LeaseCalls) -> None:
+        worker = self.concurrent[effect.worker]
+        for offset in range(effect.stop - effect.first):
+            call = (effect.batch, effect.first + offset)
+            assert call not in self.outcomes, "a call with an outcome was leased"
+            if call[1] in self.orchestrator.batches[call[0]].isolated and call[0] not in self.extras_with_keys():
+                assert worker.held.keys() <= worker.waiting.keys(), "a call that is to run alone has company"
+            worker.held[effect.position + offset] = call
+        same = [
+            at for at, call in worker.held.items() if at not in worker.waiting and self.tasks[call[0]] == effect.task
+        ]
+        assert len(same) <= CONCURRENT[effect.task]
+
+    def extras_with_keys(self) -> set[int]:
+        return {batch for batch, extras in self.extras.items() if extras.running}
+
+    def concurrent_with(self, what: str) -> list[int]:
+        """The workers that have calls that were leased, that run, or that wait and could go on."""
+        found = {
+            "leased": lambda w: any(at > w.position for at in w.held),
+            "running": lambda w: bool(w.running()),
+            "waiting": lambda w: w.waiting.keys() - w.resuming,
+        }[what]
+        return [number for number, worker in self.concurrent.items() if found(worker)]
+
+    @precondition(lambda self: self.concurrent_with("leased"))
+    @rule(data=st.data())
+    def begin_concurrent(self, data: st.DataObject) -> None:
+        self.begin_all(data.draw(st.sampled_from(self.concurrent_with("leased"))))
+
+    def begin_all(self, number: int) -> None:
+        worker = self.concurrent[number]
+        for at in sorted(worker.held):
+            if at > worker.position:
+                worker.position = at
+                self.check_may_run(number, worker.held[at])
+                self.runs[worker.held[at]] = self.runs.get(worker.held[at], 0) + 1
+
+    @precondition(lambda self: self.concurrent_with("running"))
+    @rule(data=st.data(), fails=st.booleans(), retry_s=st.sampled_from([NOT_RETRIABLE, DEFAULT_DELAY, 2.0]))
+    def end_concurrent(self, data: st.DataObject, fails: bool, retry_s: float) -> None:
+        number = data.draw(st.sampled_from(self.concurrent_with("running")))
+        worker = self.concurrent[number]
+        self.end_one(number, data.draw(st.sampled_from(sorted(worker.running()))), fails, retry_s)
+
+    @precondition(lambda self: self.concurrent_with("waiting"))
+    @rule(data=st.data())
+    def end_while_waiting(self, data: st.DataObject) -> None:
+        """A call ends although something that it has begun waits still."""
+        number = data.draw(st.sampled_from(self.concurrent_with("waiting")))
+        self.end_one(number, data.draw(st.sampled_from(sorted(self.concurrent[number].waiting))), False, 0.0)
+
+    def end_one(self, number: int, at: int, fails: bool, retry_s: float) -> None:
+        worker = self.concurrent[number]
+        batch, index = worker.held.pop(at)
+        for known in (worker.stopping, worker.resuming):
+            known.discard(at)
+        worker.waiting.pop(at, None)
+        if fails:
+            self.tell(CallFailed(number, batch, index, 0.1, retry_s), (batch, index, index + 1, "failed"))
+        else:
+            self.tell(CallsSucceeded(number, batch, index, index + 1, 0.1), (batch, index, index + 1, "succeeded"))
+
+    @precondition(lambda self: self.concurrent_with("running"))
+    @rule(data=st.data(), children=st.integers(1, 5), task=st.sampled_from([1, 3, 6, 7]))
+    def wait_in_concurrent(self, data: st.DataObject, children: int, task: int) -> None:
+        number = data.draw(st.sampled_from(self.concurrent_with("running")))
+        worker = self.concurrent[number]
+        at = data.draw(st.sampled_from(sorted(worker.running())))
+        self.submit(children, 3, task, ["a"])
+        if worker.held.get(at) is not None:
+            worker.waiting[at] = len(self.sizes)
+            self.tell(WorkerPaused(number, at, at + 1, (len(self.sizes),)))
+
+    @precondition(lambda self: self.concurrent_with("waiting"))
+    @rule(data=st.data(), waits_again=st.booleans())
+    def ask_to_go_on(self, data: st.DataObject, waits_again: bool) -> None:
+        number = data.draw(st.sampled_from(self.concurrent_with("waiting")))
+        worker = self.concurrent[number]
+        at = data.draw(st.sampled_from(sorted(worker.waiting.keys() - worker.resuming)))
+        child = worker.waiting[at]
+        worker.resuming.add(at)
+        self.tell(WorkerResumed(number, at))
+        if waits_again and number in self.concurrent and at in worker.held:
+            worker.waiting[at] = child
+            worker.resuming.discard(at)
+            self.tell(WorkerPaused(number, at, at + 1, (child,)))
+
+    def go_on_concurrent(self, number: int, at: int) -> None:
+        worker = self.concurrent[number]
+        assert at in worker.resuming
+        worker.resuming.discard(at)
+        del worker.waiting[at]
+        self.check_may_run(number, worker.held[at])
+
+    @precondition(lambda self: self.watching and self.concurrent_with("running"))
+    @rule(data=st.data())
+    def is_overdue(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.concurrent_with("running")))
+        at = data.draw(st.sampled_from(sorted(self.concurrent[number].running())))
+        self.watching = False
+        self.tell(TimesChecked({}, {number: at}))
 
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data(), count=st.integers(0, 2))
@@ -471,9 +616,12 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
-        self.lose(data.draw(st.sampled_from(sorted(self.workers))))
+        self.lose(data.draw(st.sampled_from(sorted(self.positions()))))
 
     def lose(self, number: int) -> None:
+        if number in self.concurrent:
+            self.tell(WorkerLost(number, self.concurrent.pop(number).position))
+            return
         position = self.workers.pop(number).position
         self.tell(WorkerLost(number, position))
         self.join()
@@ -492,11 +640,12 @@ class Cluster(RuleBasedStateMachine):
             for leased in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]
             for index in range(leased.calls.first, leased.calls.stop)
         ]
-        queued = [
-            (ready.batch, index)
-            for ready in self.orchestrator.broker.ranges()
-            for index in range(ready.first, ready.stop)
+        held += [
+            (leased.calls.batch, leased.calls.first)
+            for worker in self.orchestrator.concurrent.values()
+            for leased in worker.held.values()
         ]
+        queued = [(ready.batch, index) for ready in self.queued() for index in range(ready.first, ready.stop)]
         waiting = [(number, index) for number, batch in self.orchestrator.batches.items() for index in batch.waiting]
         unfinished = {(b, i) for b, size in self.sizes.items() for i in range(size)} - self.outcomes.keys()
         blocked = [
@@ -506,7 +655,12 @@ class Cluster(RuleBasedStateMachine):
         ]
         depending = list(self.orchestrator.dependencies.waiting)
         assert sorted([*held, *queued, *waiting, *blocked, *depending]) == sorted(unfinished)
-        assert len(queued) == self.orchestrator.broker.ready
+        assert len(queued) == self.orchestrator.ready
+
+    def queued(self) -> list[Range]:
+        orchestrator = self.orchestrator
+        brokers = (orchestrator.broker, orchestrator.isolated, *orchestrator.brokers.values())
+        return [ready for broker in brokers for ready in broker.ranges()]
 
     @invariant()
     def keys_are_held_by_those_who_have_calls_of_them(self) -> None:
@@ -517,13 +671,14 @@ class Cluster(RuleBasedStateMachine):
                     if key := self.key((leased.calls.batch, index)):
                         held = holders.setdefault(key, {})
                         held[number] = held.get(number, 0) + 1
+        for concurrent in self.orchestrator.concurrent.values():
+            for at, leased in concurrent.held.items():
+                call = (leased.calls.batch, leased.calls.first)
+                if at not in concurrent.waiting and (key := self.key(call)):
+                    holders.setdefault(key, {})[-invocation_number(*call)] = 1
         keys = self.orchestrator.keys
         assert keys.holders == holders
-        queued = {
-            self.key((ready.batch, index))
-            for ready in self.orchestrator.broker.ranges()
-            for index in range(ready.first, ready.stop)
-        }
+        queued = {self.key((ready.batch, index)) for ready in self.queued() for index in range(ready.first, ready.stop)}
         assert keys.blocked.keys() <= holders.keys() | queued | keys.resuming.keys(), "nothing would wake them"
 
     def teardown(self) -> None:
@@ -559,6 +714,18 @@ class Cluster(RuleBasedStateMachine):
                 if worker.reached is not None:
                     reached, worker.reached = worker.reached, None
                     self.tell(CutReached(number, reached))
+            for number, concurrent in list(self.concurrent.items()):
+                if number in self.dying:
+                    self.dying.discard(number)
+                    self.lose(number)
+                    continue
+                self.begin_all(number)
+                for at in concurrent.running():
+                    self.end_one(number, at, False, 0.0)
+                for at, child in list(concurrent.waiting.items()):
+                    if child in self.finished and at not in concurrent.resuming:
+                        concurrent.resuming.add(at)
+                        self.tell(WorkerResumed(number, at))
             while self.later:
                 self.time_passes_now()
             if self.looking:

@@ -81,12 +81,14 @@ class Concurrent(Losses):
         reserved = -1
         if self.isolated.ready:
             for number, worker in self.concurrent.items():
-                if not worker.held and self.isolated.ready:
-                    effects += self._lease_concurrent(number, worker, self.isolated.take(1))
-                    worker.is_alone = bool(worker.held)
+                if worker.only_waits and self.isolated.ready:
+                    alone = worker.next_position
+                    leased = self._lease_concurrent(number, worker, self.isolated.take(1))
+                    worker.alone = alone if leased and alone in worker.held else worker.alone
+                    effects += leased
             if self.isolated.ready and self.concurrent:
                 # It is emptied for them.
-                reserved = min(self.concurrent, key=lambda number: len(self.concurrent[number].held))
+                reserved = min(self.concurrent, key=lambda number: sum(self.concurrent[number].running.values()))
         for task, broker in self.brokers.items():
             while broker.ready:
                 number, room = self._concurrent_worker_with_room(task, reserved)

@@ -228,10 +228,10 @@ class ConcurrentLeases:
         waiting: The positions of those that do, and the batches that they wait for.
         resuming: The positions of those that could go on but for calls beside which they may not run.
         doomed: The position of the call because of which the worker is to be ended, and why.
-        is_alone: Whether its call is to have no company.
+        alone: The position of the call that is to have no company; 0 when none is.
     """
 
-    __slots__ = ("_positions", "doomed", "held", "is_alone", "next_position", "resuming", "running", "waiting")
+    __slots__ = ("_positions", "alone", "doomed", "held", "next_position", "resuming", "running", "waiting")
 
     cut = None
     """It is given nothing that it might have to leave out."""
@@ -242,7 +242,7 @@ class ConcurrentLeases:
         self.waiting: dict[int, tuple[int, ...]] = {}
         self.resuming: set[int] = set()
         self.doomed: tuple[int, Ended] | None = None
-        self.is_alone = False
+        self.alone = 0
         self.next_position = 1
         self._positions: dict[tuple[int, int], int] = {}
 
@@ -266,7 +266,8 @@ class ConcurrentLeases:
             if self.waiting.pop(leased.position, None) is None:
                 self._count(leased.calls.task, -1)
             self.resuming.discard(leased.position)
-        self.is_alone = self.is_alone and bool(self.held)
+            if leased.position == self.alone:
+                self.alone = 0
         return True
 
     def wait(self, leased: Leased, awaited: tuple[int, ...]) -> None:
@@ -293,7 +294,12 @@ class ConcurrentLeases:
     @property
     def takes_more(self) -> bool:
         """Whether it may be given calls beside those that it has. A call that waits has company: what it waits for."""
-        return self.doomed is None and (not self.is_alone or bool(self.waiting))
+        return self.doomed is None and (not self.alone or self.alone in self.waiting)
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether none of its calls runs."""
+        return self.doomed is None and len(self.held) == len(self.waiting)
 
     def _count(self, task: int, change: int) -> None:
         self.running[task] = self.running.get(task, 0) + change

@@ -67,8 +67,11 @@ class Losses(Leasing):
         """
         effects: list[Effect] = []
         in_company = len(worker.held) > 1
-        for leased in worker.take_all():
+        lost = worker.take_all()
+        # Those that wait come first: they leave the line for their keys, so that no key is given to them any more.
+        for leased in sorted(lost, key=lambda one: one.position not in worker.waiting):
             effects += self._let_go(loss.worker, leased.calls)
+        for leased in lost:
             at = loss._replace(position=leased.position)
             if worker.doomed is not None and worker.doomed[0] == leased.position:
                 effects += self._doomed_call(at, leased, worker.doomed[1])
