@@ -27,6 +27,7 @@ from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kin
 from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import SCALARS, Frozen, freeze, leased_arguments
 from pynenc.worker.base import BaseWorker, DeclaredTask, Output
+from pynenc.worker.event_loop import EventLoop
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
 from pynenc.worker.waits import Waits
 
@@ -39,6 +40,9 @@ GRACE_S = 0.1
 SLACK_S = 0.03
 """How much later than this process the supervisor acts."""
 
+ANSWER_S = 0.01
+"""So long the supervisor's answer may take before the loop turns meanwhile."""
+
 FOREVER = float("inf")
 
 
@@ -46,7 +50,8 @@ class Call(RunningLease):
     """One of the calls that run.
 
     Attributes:
-        coroutine: What runs it on the event loop; None for those that run in threads.
+        event_loop: Where its coroutine runs; None for those that run in threads.
+        coroutine: What runs it there.
         why: What is to become of it when it was stopped.
         stopped_at: When it was; monotonic seconds.
         has_heard: Whether its coroutine has been told.
@@ -61,6 +66,7 @@ class Call(RunningLease):
         "_worker",
         "began",
         "coroutine",
+        "event_loop",
         "has_begun",
         "has_heard",
         "is_async",
@@ -78,6 +84,7 @@ class Call(RunningLease):
         self._has_told = False
         self.is_async = task.is_async
         self.timeout_s = task.conf.timeout or FOREVER
+        self.event_loop: EventLoop | None = None
         self.coroutine: asyncio.Task[None] | None = None
         self.why: Ending | None = None
         self.stopped_at = 0.0
@@ -137,11 +144,22 @@ class Call(RunningLease):
         if self.why is None:
             self.why, self.stopped_at = why, time.monotonic()
             if self.is_async:
-                self._worker.loop.call_soon_threadsafe(self._cancel)
+                self._call_soon(self._cancel)
 
     def give_up(self) -> None:
         """Say what became of it, although its coroutine has not ended."""
         self.fail_with(*self._stopped(""))
+
+    def start(self) -> None:
+        """Begin it on its event loop, in whose thread this is."""
+        assert self.event_loop is not None
+        token = context.concurrent_call.set(self)
+        self.coroutine = self.event_loop.loop.create_task(self.run())  # It takes the context over as it is now.
+        context.concurrent_call.reset(token)
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        assert self.event_loop is not None
+        self.event_loop.loop.call_soon_threadsafe(callback)
 
     def _begin(self) -> None:
         self.began, self.has_begun = time.monotonic(), True
@@ -152,7 +170,7 @@ class Call(RunningLease):
 
     def _cancel(self) -> None:
         if not self.has_begun:
-            self._worker.loop.call_soon(self._cancel)  # What is cancelled before it begins never comes to tell.
+            self._call_soon(self._cancel)  # What is cancelled before it begins never comes to tell.
         elif self.coroutine is not None:
             self.has_heard = True
             self.coroutine.cancel()
@@ -196,21 +214,10 @@ class ConcurrentWorker(BaseWorker):
         self._new: list[Call] = []
         self._columns: tuple[int, list[Any]] = (0, [])
         self._send_lock = threading.Lock()
-        self._frames: list[bytes] = []
-        self._will_ship = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread = 0
+        self._loops: dict[int, EventLoop] = {}
         self._threads: ThreadPoolExecutor | None = None
         context.nested_wait = self._wait
         context.nested_await = self._await
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop on which coroutines run, in a thread of its own."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._run_loop, args=[self._loop], name="pynenc-loop", daemon=True).start()
-        return self._loop
 
     def run(self) -> None:
         """Begin calls until the supervisor closes the connection."""
@@ -219,8 +226,7 @@ class ConcurrentWorker(BaseWorker):
             if self.poll.poll(None if until_s == FOREVER else max(0.0, until_s * 1000)) and not self._read():
                 return
             if self._new:
-                new, self._new = self._new, []
-                self.loop.call_soon_threadsafe(self._start, new)
+                self._start_coroutines()
             self._forget_common_arguments()
 
     def send(self, message: bytes) -> None:
@@ -320,30 +326,22 @@ class ConcurrentWorker(BaseWorker):
         call.waits.end()
 
     def ship(self, frame: bytes) -> None:
-        """Send an outcome; those of one turn of the event loop together."""
-        if threading.get_ident() != self._loop_thread:
+        """Send an outcome; those of one turn of an event loop together."""
+        here = self._loops.get(threading.get_ident())
+        if here is not None:
+            here.ship(frame)
+        else:
             self.send(frame)
-            return
-        self._frames.append(frame)
-        if not self._will_ship:
-            self._will_ship = True
-            self.loop.call_soon(self._ship_frames)
 
-    def _ship_frames(self) -> None:
-        frames, self._frames = self._frames, []
-        self._will_ship = False
-        self.send(b"".join(frames))
-
-    def _run_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop_thread = threading.get_ident()
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
-
-    def _start(self, calls: list[Call]) -> None:
-        for call in calls:
-            token = context.concurrent_call.set(call)
-            call.coroutine = self.loop.create_task(call.run())  # It takes the context over as it is now.
-            context.concurrent_call.reset(token)
+    def _start_coroutines(self) -> None:
+        new, self._new = self._new, []
+        where = next((one for one in self._loops.values() if one.takes_more), None)
+        if where is None:
+            where = EventLoop(self.send)
+            self._loops[where.thread] = where
+        for call in new:
+            call.event_loop = where
+        where.loop.call_soon_threadsafe(_start, new)
 
     # How calls wait for others.
 
@@ -355,17 +353,21 @@ class ConcurrentWorker(BaseWorker):
         if call is None:  # It is a thread that no call has started.
             return bool(connection.wait_until(done, timeout))
         call.waits.begin(awaited)
-        is_on_loop = threading.get_ident() == self._loop_thread
+        here = self._loops.get(threading.get_ident())
         try:
-            if is_on_loop:
-                return self._wait_on_loop(call, partial(connection.wait_until, done, timeout))
+            if here is not None:
+                return bool(here.block(partial(connection.wait_until, done, timeout), lambda: call.why is not None))
             return bool(connection.wait_until(done, timeout))
         finally:
-            if call.waits.finish(awaited):
-                if is_on_loop:
-                    self._turn_loop(call.waits.resumed(self.loop).done)
-                else:
-                    call.waits.until_resumed()
+            self._finish_wait(call, awaited, here)
+
+    def _finish_wait(self, call: Call, awaited: Sequence[int], here: EventLoop | None) -> None:
+        if not call.waits.finish(awaited):
+            return
+        # What would begin in a turn of the loop would keep this call from going on. So there is one only if its key is taken,
+        # perhaps by one of those that the loop runs.
+        if not call.waits.until_resumed(None if here is None else ANSWER_S) and here is not None:
+            here.turn_until(call.waits.resumed(here.loop).done)
 
     async def _await(self, done: asyncio.Future[None], awaited: Sequence[int]) -> None:
         call = context.concurrent_call.get()
@@ -379,46 +381,7 @@ class ConcurrentWorker(BaseWorker):
             if call.waits.finish(awaited):
                 await call.waits.resumed(asyncio.get_running_loop())
 
-    def _wait_on_loop(self, call: Call, wait: Callable[[], bool]) -> bool:
-        """Wait in a coroutine that does not `await`: another thread waits, and the loop goes on with the others."""
-        waiting: asyncio.Future[bool] = self.loop.create_future()
 
-        def wait_and_tell() -> None:
-            try:
-                tell, outcome = waiting.set_result, wait()
-            except BaseException as error:  # it is raised where somebody waits
-                tell, outcome = waiting.set_exception, error  # type: ignore[assignment]
-            self.loop.call_soon_threadsafe(lambda: None if waiting.done() else tell(outcome))
-
-        threading.Thread(target=wait_and_tell, name="pynenc-wait", daemon=True).start()
-        self._turn_loop(lambda: waiting.done() or call.why is not None)
-        if waiting.done():
-            return waiting.result()
-        waiting.cancel()
-        raise asyncio.CancelledError
-
-    def _turn_loop(self, is_over: Callable[[], bool]) -> None:
-        """Have the loop do its work from inside of one of its coroutines."""
-        loop: Any = self.loop
-        if not hasattr(loop, "_run_once") or not hasattr(loop, "_ready"):
-            raise RuntimeError(
-                f"a blocking wait would hold up every call of this worker, whose event loop is a {type(loop).__qualname__}: "
-                "write `await invocation` instead"
-            )
-        running = asyncio.current_task(loop)
-        if running is not None:
-            asyncio.tasks._leave_task(loop, running)
-        left = len(loop._ready)
-        try:
-            while not is_over():
-                loop._run_once()
-        finally:
-            # The turn that this interrupted counts on what was there.
-            for _ in range(left - len(loop._ready)):
-                loop.call_soon(_nothing)
-            if running is not None:
-                asyncio.tasks._enter_task(loop, running)
-
-
-def _nothing() -> None:
-    pass
+def _start(calls: list[Call]) -> None:
+    for call in calls:
+        call.start()

@@ -54,10 +54,9 @@ class Waits:
             self._send(number_frame(Kind.RESUME, self._position))
             return True
 
-    def until_resumed(self) -> None:
-        """Wait for that in a thread."""
-        if self._resumed is not None:
-            self._resumed.wait()
+    def until_resumed(self, timeout: float | None = None) -> bool:
+        """Wait for that in a thread; whether it may go on."""
+        return self._resumed is None or self._resumed.wait(timeout)
 
     def resumed(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """What a coroutine awaits for that, which runs on this loop."""
