@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pynenc.arguments import Arguments
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
+    from pynenc.state_backend.reader import Attempts
     from pynenc.task import Task
 
 STATUS_OF_ENDING = {
@@ -185,8 +186,8 @@ class RemoteRunner(Protocol):
     def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
         """End the calls `[first, stop)` of each submission that have not begun; with force also those that run."""
 
-    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
-        """The attempts of a call that raised, and the results among which its own is."""
+    def attempts_of(self, submission: Submission, index: int) -> Attempts:
+        """What became of a call up to now."""
 
     def registered_at(self, submission: Submission) -> float:
         """When the calls were made; seconds since the epoch."""

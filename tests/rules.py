@@ -200,6 +200,11 @@ def event_loop_chain(depth: int) -> int:
     return 0 if depth == 0 else 1 + asyncio.run(rest())
 
 
+@app.task(timeout=0.4)
+def wait_too_long(at: str, gate: str) -> None:
+    hold(at, gate).result  # noqa: B018
+
+
 @app.task
 def call_itself(x: int) -> int:
     return call_itself(x=x).result

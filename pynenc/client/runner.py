@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from pynenc.arguments import Arguments
     from pynenc.lineage import Caller
     from pynenc.state_backend import StateBackend
+    from pynenc.state_backend.reader import Attempts
     from pynenc.task import Task
 
 READ_EVERY = 16
@@ -294,7 +295,7 @@ class ClusterRunner:
             self._connection.send(json_frame(Kind.CANCEL, calls=live, force=force))
             self.sync()
 
-    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
+    def attempts_of(self, submission: Submission, index: int) -> Attempts:
         """Read from the state backend which attempts of a call there were."""
         self.sync()
         return self._the_app().state_backend.attempts_of(submission.number, index)
@@ -731,7 +732,7 @@ class LostRunner:
     def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
         """Nobody runs these calls."""
 
-    def attempts_of(self, submission: Submission, index: int) -> tuple[list[Failure], Results | None]:
+    def attempts_of(self, submission: Submission, index: int) -> Attempts:
         """Read from the state backend which attempts of a call there were."""
         return self._runner.attempts_of(submission, index)
 

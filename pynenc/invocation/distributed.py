@@ -67,8 +67,9 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
 
     @property
     def history(self) -> list[StatusChange]:
-        failures, results = self._runner.attempts_of(self._submission, self._index)
+        failures, results, transitions = self._runner.attempts_of(self._submission, self._index)
         history = [StatusChange(InvocationStatus.REGISTERED, self._runner.registered_at(self._submission), 0)]
+        history += [StatusChange(InvocationStatus(status), at, worker) for status, at, worker in transitions]
         for failure in failures:
             if failure.worker:
                 history.append(StatusChange(InvocationStatus.RUNNING, failure.started, failure.worker))
@@ -78,7 +79,8 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
             started, ended = results.times_of(self._index)
             history.append(StatusChange(InvocationStatus.RUNNING, started, results.worker))
             history.append(StatusChange(InvocationStatus.SUCCESS, ended, results.worker))
-        elif (status := self.status) not in (InvocationStatus.REGISTERED, history[-1].status):
+        history.sort(key=lambda change: change.time)
+        if results is None and (status := self.status) not in (InvocationStatus.REGISTERED, history[-1].status):
             history.append(StatusChange(status, time.time(), 0))
         return history
 

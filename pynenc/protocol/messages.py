@@ -285,23 +285,25 @@ class Lease(NamedTuple):
 class Pause(NamedTuple):
     """A worker's call, at this position, waits for others: for calls of these batches.
 
-    `end` is the position behind the last call of its lease as the worker has it.
+    `end` is the position behind the last call of its lease as the worker has it, `began` when the call began (monotonic seconds).
     """
 
     position: int
     end: int
+    began: float
     awaited: tuple[int, ...]
 
     def to_frame(self) -> bytes:
-        return frame(Kind.PAUSE, Struct(f"<{2 + len(self.awaited)}Q").pack(self.position, self.end, *self.awaited))
+        layout = Struct(f"<2Qd{len(self.awaited)}Q")
+        return frame(Kind.PAUSE, layout.pack(self.position, self.end, self.began, *self.awaited))
 
     @classmethod
     def from_body(cls, body: bytes) -> Pause:
         count, rest = divmod(len(body), _U64.size)
-        if rest or count < 2:
+        if rest or count < 3:
             raise ProtocolError(f"a pause of {len(body)} bytes does not fit together")
-        position, end, *awaited = Struct(f"<{count}Q").unpack(body)
-        return cls(position, end, tuple(awaited))
+        position, end, began, *awaited = Struct(f"<2Qd{count - 3}Q").unpack(body)
+        return cls(position, end, began, tuple(awaited))
 
 
 def number_frame(kind: Kind, number: int) -> bytes:

@@ -8,9 +8,17 @@ from collections.abc import Callable
 
 from pynenc.exceptions import StateBackendError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {}
+
+def _add_transitions(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE transitions (id INTEGER NOT NULL, stop INTEGER NOT NULL, status TEXT NOT NULL,"
+        " worker INTEGER NOT NULL, time REAL NOT NULL, PRIMARY KEY (id, time, status)) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_transitions}
 """For each older version, what brings a database one version up."""
 
 

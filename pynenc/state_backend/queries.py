@@ -8,6 +8,7 @@ TASK_NUMBER = "SELECT id FROM tasks WHERE task_id = ? AND options = ? AND contex
 ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_FAILURE = "INSERT OR IGNORE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_TRANSITION = "INSERT OR IGNORE INTO transitions VALUES (?, ?, ?, ?, ?)"
 
 BATCH = (
     "SELECT task_id, count, group_id, parent, registered, packing, arguments, extras "
@@ -19,6 +20,7 @@ FAILURES_OF_BATCH = "SELECT * FROM failures WHERE id BETWEEN ? AND ? AND ending 
 RESULTS_AT = "SELECT * FROM results WHERE id = ?"
 FAILURE_AT = "SELECT * FROM failures WHERE id = ? AND ending > 0"
 ATTEMPTS = "SELECT * FROM failures WHERE id BETWEEN ? AND ? AND ? < stop ORDER BY id, attempt"
+TRANSITIONS = "SELECT status, time, worker FROM transitions WHERE id BETWEEN ? AND ? AND ? < stop ORDER BY time"
 COUNT_RETRIES = "SELECT COUNT(*) FROM failures WHERE id = ? AND ending = 0"
 COUNTS_BY_TASK = (
     "SELECT task_id, SUM(count), SUM(succeeded), SUM(failed) FROM ("
@@ -46,5 +48,14 @@ COMMON = "SELECT payload FROM common_arguments WHERE id = ?"
 
 PURGE = tuple(
     f"DELETE FROM {table}"
-    for table in ("results", "failures", "batches", "cache_keys", "named_batches", "named_groups", "common_arguments")
+    for table in (
+        "results",
+        "failures",
+        "transitions",
+        "batches",
+        "cache_keys",
+        "named_batches",
+        "named_groups",
+        "common_arguments",
+    )
 )

@@ -13,6 +13,20 @@ from pynenc.protocol.messages import INDEX_BITS, NOT_RETRIABLE, Failure, Results
 from pynenc.state_backend import migrations, queries
 
 
+class Attempts(NamedTuple):
+    """What became of one call up to now.
+
+    Attributes:
+        failures: The attempts that raised, in their order.
+        results: The results among which its own is.
+        transitions: Status, time (seconds since the epoch) and worker of each step in between.
+    """
+
+    failures: list[Failure]
+    results: Results | None
+    transitions: list[tuple[str, float, int]]
+
+
 class StoredBatch(NamedTuple):
     """A batch as it lies in the database."""
 
@@ -55,12 +69,15 @@ class Reader:
         connection = self._connection()
         return outcomes_of(connection, batch) if connection else ([], [])
 
-    def attempts_of(self, batch: int, index: int) -> tuple[list[Failure], Results | None]:
-        """The attempts of a call that raised, in their order, and the results among which its own is."""
+    def attempts_of(self, batch: int, index: int) -> Attempts:
+        """What became of a call up to now."""
         first, this = invocation_number(batch, 0), invocation_number(batch, index)
         failures = [failure_from(row) for row in self._rows(queries.ATTEMPTS, (first, this, index))]
         results = [results_from(row) for row in self._rows(queries.RESULTS_OF_BATCH, (first, this))]
-        return failures, next((one for one in results if index < one.stop), None)
+        transitions = [
+            (str(row[0]), float(row[1]), int(row[2])) for row in self._rows(queries.TRANSITIONS, (first, this, index))
+        ]
+        return Attempts(failures, next((one for one in results if index < one.stop), None), transitions)
 
     def retries_of(self, batch: int, index: int) -> int:
         """How many attempts of a call were followed by another."""

@@ -1,4 +1,4 @@
--- The schema, version 1. A row per batch, not per invocation: what a million calls have in common is written once.
+-- The schema, version 2. A row per batch, not per invocation: what a million calls have in common is written once.
 -- An invocation's number is batch << 10 | index, so the rows of one batch lie side by side in every table.
 
 CREATE TABLE clients (
@@ -66,6 +66,16 @@ CREATE TABLE results (
     ends      BLOB    NOT NULL,     -- a double per call, monotonic seconds; the last one is started + took
     payload   BLOB    NOT NULL
 );
+
+-- What became of the calls [first, stop) of one batch on the way to their outcome: they waited, went on, were run again.
+CREATE TABLE transitions (
+    id     INTEGER NOT NULL,  -- the number of the first invocation
+    stop   INTEGER NOT NULL,
+    status TEXT    NOT NULL,
+    worker INTEGER NOT NULL,
+    time   REAL    NOT NULL,
+    PRIMARY KEY (id, time, status)
+) WITHOUT ROWID;
 
 -- An attempt that raised, or the calls [first, stop) of one batch that the supervisor ended.
 CREATE TABLE failures (

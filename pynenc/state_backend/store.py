@@ -37,6 +37,7 @@ class Store:
         self._named_batches: list[tuple[int, int]] = []
         self._results: list[tuple[Any, ...]] = []
         self._failures: list[tuple[Any, ...]] = []
+        self._transitions: list[tuple[int, int, str, int, float]] = []
         self._written = 0
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -101,13 +102,17 @@ class Store:
         number = invocation_number(failure.batch, failure.first)
         self._failures.append((number, *failure[2:6], *failure[7:]))
 
+    def add_transition(self, batch: int, first: int, stop: int, status: str, worker: int, at: float) -> None:
+        """Keep a step of the calls `[first, stop)` on the way to their outcome, at this time (seconds since the epoch)."""
+        self._transitions.append((invocation_number(batch, first), stop, status, worker, at))
+
     def commit(self) -> None:
         """Write what has been added since the last commit, in one transaction.
 
         Raises:
             StateBackendError: The database did not take it (disk full, locked); nothing of it is written.
         """
-        if not (self._batches or self._results or self._failures):
+        if not (self._batches or self._results or self._failures or self._transitions):
             return
         run = self._connection.execute
         many = self._connection.executemany
@@ -124,6 +129,8 @@ class Store:
                 many(queries.ADD_RESULTS, self._results)
             if self._failures:
                 many(queries.ADD_FAILURE, self._failures)
+            if self._transitions:
+                many(queries.ADD_TRANSITION, self._transitions)
             run("COMMIT")
         except sqlite3.Error as error:
             if self._connection.in_transaction:
@@ -135,6 +142,7 @@ class Store:
         self._named_batches.clear()
         self._results.clear()
         self._failures.clear()
+        self._transitions.clear()
         if self._written > CHECKPOINT_BYTES:
             self._start_checkpoint()
 

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 from pynenc.protocol.extras import NONE, Extras
+from pynenc.status import InvocationStatus
 
 
 class Ended(Enum):
@@ -116,11 +117,13 @@ class CallsWithdrawn(NamedTuple):
 class TimesChecked(NamedTuple):
     """What each worker runs now and for how many seconds: its position and the time, by worker.
 
-    `overdue` are the calls that should be over, of workers that run many at once: the position, by worker.
+    `overdue` are the calls that should be over, of workers that run many at once: the position, by worker. `now` is
+    in monotonic seconds.
     """
 
     running: dict[int, tuple[int, float]]
-    overdue: dict[int, int] = {}  # noqa: RUF012
+    overdue: dict[int, int]
+    now: float
 
 
 class WorkerJoined(NamedTuple):
@@ -140,12 +143,13 @@ class WorkerLost(NamedTuple):
 class WorkerPaused(NamedTuple):
     """A worker's call waits for calls of the `awaited` batches; nothing behind its position was begun.
 
-    `end` is the position behind the last call of its lease.
+    `end` is the position behind the last call of its lease, `began` when the call began (monotonic seconds).
     """
 
     worker: int
     position: int
     end: int
+    began: float
     awaited: tuple[int, ...]
 
 
@@ -308,8 +312,21 @@ class EndCalls(NamedTuple):
     why: Ended
     worker: int = 0
     again: bool = False
+    began: float = 0.0
+    """When a call began that has waited ever since, in monotonic seconds; 0: the worker's slot tells it."""
     root: int = 0
     """The number of the invocation that failed, for those that depend on it."""
+
+
+class KeepTransition(NamedTuple):
+    """A step of the calls `[first, stop)` on the way to their outcome; `ran`: they had run on that worker until now."""
+
+    batch: int
+    first: int
+    stop: int
+    status: InvocationStatus
+    worker: int
+    ran: bool = False
 
 
 class KeepAttempt(NamedTuple):
@@ -373,6 +390,7 @@ Effect: TypeAlias = (
     | LookAgain
     | KeepOutcome
     | KeepAttempt
+    | KeepTransition
     | FailLost
     | EndCalls
     | KillWorker

@@ -36,6 +36,7 @@ from pynenc.protocol.messages import (
 )
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import (
     AddWorker,
     AnswerOffer,
@@ -56,6 +57,7 @@ from pynenc.supervisor.events import (
     FailLost,
     KeepAttempt,
     KeepOutcome,
+    KeepTransition,
     KillWorker,
     LeaseCalls,
     LookAgain,
@@ -395,6 +397,8 @@ class Turn:
             case KeepAttempt():
                 assert isinstance(outcome, Failure)
                 self._store.add_failure(outcome._replace(ending=Ending.RETRY))
+            case KeepTransition():
+                self._keep_transition(effect)
             case KillWorker():
                 self._pool.kill(effect.worker)
             case WatchTimes():
@@ -478,6 +482,14 @@ class Turn:
                 self._failures[invocation_number(outcome.batch, index)] = outcome
         self._deliveries.append(outcome)
 
+    def _keep_transition(self, step: KeepTransition) -> None:
+        now = time.time()
+        calls = (step.batch, step.first, step.stop)
+        if step.ran and not self._pool.lost[step.worker].concurrent:
+            began = now - self._pool.lost[step.worker].ran_s
+            self._store.add_transition(*calls, InvocationStatus.RUNNING, step.worker, began)
+        self._store.add_transition(*calls, step.status, step.worker, now)
+
     def _deliver(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
             outcome = outcome._replace(ends=b"")
@@ -512,7 +524,7 @@ class Turn:
         now = time.monotonic()
         concurrent = [worker for worker in self._pool.workers.values() if worker.concurrent]
         overdue = {worker.number: position for worker in concurrent if (position := worker.slot.overdue(now))}
-        self._events.append((TimesChecked(running, overdue), None))
+        self._events.append((TimesChecked(running, overdue, now), None))
 
     def _its_time_came(self, event: RetryDue | CallsWithdrawn) -> None:
         if isinstance(event, CallsWithdrawn):
@@ -527,17 +539,19 @@ class Turn:
         match ended.why:
             case Ended.TIMED_OUT:
                 worker = self._pool.lost[ended.worker]
-                started = now - worker.ran_s
+                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
+                started = now - ran_s
                 type_name, ending = "TaskTimeoutError", Ending.FAILED
                 message = (
-                    f"it ran for {worker.ran_s:.3g} s, longer than option timeout of task {task_id} allows; its worker "
+                    f"it ran for {ran_s:.3g} s, longer than option timeout of task {task_id} allows; its worker "
                     f"(pid {worker.pid}) was ended"
                 )
             case Ended.KILLED:
                 worker = self._pool.lost[ended.worker]
-                started = now - worker.ran_s
+                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
+                started = now - ran_s
                 type_name, ending = "InvocationCancelledError", Ending.KILLED
-                message = f"it was cancelled with force after it had run for {worker.ran_s:.3g} s (task {task_id})"
+                message = f"it was cancelled with force after it had run for {ran_s:.3g} s (task {task_id})"
             case Ended.EXPIRED:
                 type_name, ending = "InvocationExpiredError", Ending.FAILED
                 message = f"it had not begun within the time of option expires of task {task_id}"

@@ -223,10 +223,10 @@ class ConcurrentWorker(BaseWorker):
         """Begin calls until the supervisor closes the connection."""
         while True:
             until_s = self._look_at_limits()
+            if self._new:
+                self._start_new()  # Now that the slot tells of them: once they run, this thread may not.
             if self.poll.poll(None if until_s == FOREVER else max(0.0, until_s * 1000)) and not self._read():
                 return
-            if self._new:
-                self._start_coroutines()
             self._forget_common_arguments()
 
     def send(self, message: bytes) -> None:
@@ -287,12 +287,7 @@ class ConcurrentWorker(BaseWorker):
         self._calls[position] = call
         if call.timeout_s != FOREVER:
             self._limited[position] = call
-        if call.is_async:
-            self._new.append(call)
-            return
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(MAX_THREADS, "pynenc-call")
-        self._threads.submit(call.run_in_thread)
+        self._new.append(call)
 
     def _look_at_limits(self) -> float:
         """Stop what has run for too long, and tell the supervisor what it must look after; seconds until the next look."""
@@ -333,8 +328,16 @@ class ConcurrentWorker(BaseWorker):
         else:
             self.send(frame)
 
-    def _start_coroutines(self) -> None:
+    def _start_new(self) -> None:
         new, self._new = self._new, []
+        if coroutines := [call for call in new if call.is_async]:
+            self._start_coroutines(coroutines)
+        for call in new:
+            if not call.is_async:
+                self._threads = self._threads or ThreadPoolExecutor(MAX_THREADS, "pynenc-call")
+                self._threads.submit(call.run_in_thread)
+
+    def _start_coroutines(self, new: list[Call]) -> None:
         where = next((one for one in self._loops.values() if one.takes_more), None)
         if where is None:
             where = EventLoop(self.send)

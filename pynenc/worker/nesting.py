@@ -55,7 +55,7 @@ class Nesting:
         running, position, started = context.worker_running, numbers[POSITION], times[STARTED]
         shipper.ship()
         suspended = shipper.suspend()
-        worker.switch(Pause(position, running.end(), tuple(awaited)).to_frame(), Kind.PAUSED)
+        worker.switch(Pause(position, running.end(), started, tuple(awaited)).to_frame(), Kind.PAUSED)
         try:
             return self._run_until(connection, done, deadline)
         finally:

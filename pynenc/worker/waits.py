@@ -41,7 +41,9 @@ class Waits:
         with self._lock:
             self._awaited += awaited
             if not self._has_ended:
-                self._send(Pause(self._position, self._position + 1, tuple(dict.fromkeys(self._awaited))).to_frame())
+                batches = tuple(dict.fromkeys(self._awaited))
+                # When it began is looked at by this process, which runs on.
+                self._send(Pause(self._position, self._position + 1, 0.0, batches).to_frame())
 
     def finish(self, awaited: Sequence[int]) -> bool:
         """It waits no more; whether it has to wait until the call may go on, since nothing else of it waits."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from pynenc import InvocationStatus
-from pynenc.exceptions import WorkerLostError
-from tests import rules, tasks
+from pynenc.exceptions import TaskTimeoutError, WorkerLostError
+from pynenc.protocol.messages import parse_invocation_id, split_number
+from tests import concurrent_tasks, rules, tasks
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -58,6 +60,32 @@ def test_coroutines_wait_in_a_chain_longer_than_there_are_places_for_them(worker
 def test_more_waiting_calls_than_workers(workers: int) -> None:
     assert list(rules.chain.parallelize([(3,)] * 30).results) == [3] * 30
     wait_until(lambda: len(worker_pids()) == workers, "spare workers end")
+
+
+def test_a_call_that_waits_has_its_time_limit_too(tmp_path: Path, workers: int) -> None:
+    began = time.monotonic()
+    above = rules.wait_too_long(str(tmp_path / "at"), str(tmp_path / "gate"))
+    with pytest.raises(TaskTimeoutError, match="longer than option timeout"):
+        above.result  # noqa: B018
+    assert 0.4 <= time.monotonic() - began <= 5  # The worker may have to start first.
+    (tmp_path / "gate").touch()
+    number = parse_invocation_id(above.invocation_id)
+    assert number is not None
+    (failure,) = tasks.app.state_backend.attempts_of(*split_number(number)).failures
+    assert 0.4 <= failure.ended - failure.started <= 0.65
+    assert [change.status for change in above.history] == ["REGISTERED", "RUNNING", "PAUSED", "FAILED"]
+
+
+def test_a_history_tells_of_waits_and_of_dead_workers(tmp_path: Path) -> None:
+    waited = rules.chain(1)
+    assert waited.result == 1
+    assert [change.status for change in waited.history] == ["REGISTERED", "RUNNING", "PAUSED", "RESUMED", "SUCCESS"]
+    again = tasks.die_once(str(tmp_path / "once"))
+    assert again.get(timeout=60) == "survived"
+    assert [change.status for change in again.history] == ["REGISTERED", "RUNNING", "REROUTED", "RUNNING", "SUCCESS"]
+    awaited = concurrent_tasks.fibonacci(2)
+    assert awaited.result == 1
+    assert [change.status for change in awaited.history][:4] == ["REGISTERED", "RUNNING", "PAUSED", "RESUMED"]
 
 
 def worker_pids(concurrent: bool = False) -> list[int]:

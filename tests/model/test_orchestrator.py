@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pynenc.protocol.extras import KEY_BYTES, NONE, Dependency, Extras, dependencies_column, key_at
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, invocation_number, split_number
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import (
     AddWorker,
@@ -31,6 +32,7 @@ from pynenc.supervisor.events import (
     FailLost,
     KeepAttempt,
     KeepOutcome,
+    KeepTransition,
     KillWorker,
     LeaseCalls,
     LookAgain,
@@ -134,6 +136,7 @@ class Cluster(RuleBasedStateMachine):
         self.retries: dict[tuple[int, int], int] = {}
 
         self.joining: list[bool] = []
+        self.steps: dict[tuple[int, int], InvocationStatus] = {}
         self.tasks: dict[int, int] = {}
         self.extras: dict[int, Extras] = {}
         self.offered: set[int] = set()
@@ -235,6 +238,8 @@ class Cluster(RuleBasedStateMachine):
                 assert outcome is not None
                 assert outcome[:2] == (effect.batch, effect.index)
                 self.count_retry((effect.batch, effect.index))
+            case KeepTransition():
+                self.check_transition(effect)
             case KillWorker():
                 self.dying.add(effect.worker)
             case WatchTimes():
@@ -272,6 +277,15 @@ class Cluster(RuleBasedStateMachine):
                 worker = self.workers.pop(effect.worker)
                 assert not worker.queue
                 assert not worker.waiting
+
+    def check_transition(self, step: KeepTransition) -> None:
+        for index in range(step.first, step.stop):
+            call = (step.batch, index)
+            assert call not in self.outcomes, "something became of a call that had ended"
+            before = self.steps.get(call)
+            if step.status is InvocationStatus.RESUMED:
+                assert before is InvocationStatus.PAUSED
+            self.steps[call] = step.status
 
     def batches(self) -> st.SearchStrategy[int]:
         return st.sampled_from([batch for batch, size in self.sizes.items() if size])
@@ -406,7 +420,7 @@ class Cluster(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 10.0]))
     def check_times(self, seconds: float) -> None:
         self.watching = False
-        self.tell(TimesChecked({number: (position, seconds) for number, position in self.positions().items()}))
+        self.tell(TimesChecked({number: (at, seconds) for number, at in self.positions().items()}, {}, seconds))
 
     @precondition(lambda self: self.dying)
     @rule(data=st.data())
@@ -447,7 +461,7 @@ class Cluster(RuleBasedStateMachine):
         self.submit(children, 3, task, ["a"])
         child = len(self.sizes)
         worker.waiting.append((call, rest, child))
-        self.tell(WorkerPaused(number, call.position, call.end, (child,)))
+        self.tell(WorkerPaused(number, call.position, call.end, 0.0, (child,)))
 
     @precondition(lambda self: any(w.waiting and not w.resuming for w in self.workers.values()))
     @rule(data=st.data())
@@ -531,7 +545,7 @@ class Cluster(RuleBasedStateMachine):
         self.submit(children, 3, task, ["a"])
         if worker.held.get(at) is not None:
             worker.waiting[at] = len(self.sizes)
-            self.tell(WorkerPaused(number, at, at + 1, (len(self.sizes),)))
+            self.tell(WorkerPaused(number, at, at + 1, 0.0, (len(self.sizes),)))
 
     @precondition(lambda self: self.concurrent_with("waiting"))
     @rule(data=st.data(), waits_again=st.booleans())
@@ -545,7 +559,7 @@ class Cluster(RuleBasedStateMachine):
         if waits_again and number in self.concurrent and at in worker.held:
             worker.waiting[at] = child
             worker.resuming.discard(at)
-            self.tell(WorkerPaused(number, at, at + 1, (child,)))
+            self.tell(WorkerPaused(number, at, at + 1, 0.0, (child,)))
 
     def go_on_concurrent(self, number: int, at: int) -> None:
         worker = self.concurrent[number]
@@ -560,7 +574,7 @@ class Cluster(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self.concurrent_with("running")))
         at = data.draw(st.sampled_from(sorted(self.concurrent[number].running())))
         self.watching = False
-        self.tell(TimesChecked({}, {number: at}))
+        self.tell(TimesChecked({}, {number: at}, 0.0))
 
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data(), count=st.integers(0, 2))

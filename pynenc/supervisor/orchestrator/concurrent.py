@@ -8,6 +8,7 @@ that waits for others leaves its place to another one; its worker has no need to
 from __future__ import annotations
 
 from pynenc.protocol.extras import key_at
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import (
     AddWorker,
@@ -15,13 +16,13 @@ from pynenc.supervisor.events import (
     Effect,
     Ended,
     LeaseCalls,
-    ResumeCall,
     StopCall,
     WorkerPaused,
     WorkerResumed,
 )
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases
 from pynenc.supervisor.orchestrator.losses import Losses
+from pynenc.supervisor.orchestrator.outcomes import transition
 
 
 class Concurrent(Losses):
@@ -39,6 +40,8 @@ class Concurrent(Losses):
         if leased is None:
             return []
         effects = self._let_go(event.worker, leased.calls)
+        if event.position not in worker.waiting:
+            effects.append(transition(leased.calls, InvocationStatus.PAUSED, event.worker))
         worker.wait(leased, event.awaited)
         for number in self._with_dependencies(event.awaited):
             self._put_first(number)
@@ -52,8 +55,7 @@ class Concurrent(Losses):
         if not self._hold_again(event.worker, leased.calls):
             worker.resuming.add(event.position)
             return []
-        worker.go_on(event.position)
-        return [ResumeCall(event.worker, event.position)]
+        return self._resume_call(event.worker, event.position)
 
     def _stop_running(self, event: CallsWithdrawn) -> list[Effect]:
         """Have those of the calls stopped that run."""

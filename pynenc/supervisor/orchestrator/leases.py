@@ -48,16 +48,20 @@ class WorkerLeases:
         wanted: Where to cut as soon as the cut has settled, when that is earlier.
         paused: The calls that wait for others, the innermost last, each with whether calls behind it in its lease were cut.
         awaited: The batches that each of them waits for.
+        began: When each of them began; monotonic seconds.
         resumed: The position of the call that went on last.
         resuming: Whether the innermost of them could go on, but for calls that run beside which it may not run.
         threads: How many other threads of the call that runs wait.
         doomed: The position of the call because of which the worker is to be ended, and why.
+        is_dying: Whether it is being ended.
     """
 
     __slots__ = (
         "awaited",
+        "began",
         "cut",
         "doomed",
+        "is_dying",
         "load_s",
         "next_position",
         "outstanding",
@@ -79,6 +83,7 @@ class WorkerLeases:
         self.cut: tuple[int, int] | None = None
         self.paused: list[tuple[Leased, bool]] = []
         self.awaited: list[tuple[int, ...]] = []
+        self.began: list[float] = []
         self.threads = 0
         self.resumed = 0
         self.resuming = False
@@ -86,6 +91,7 @@ class WorkerLeases:
         self.settled = False
         self.wanted: int | None = None
         self.doomed: tuple[int, Ended] | None = None
+        self.is_dying = False
 
     def add(self, calls: Range, call_s: float) -> int:
         """Put calls into the worker's hands; the position of the first of them."""
@@ -145,7 +151,7 @@ class WorkerLeases:
         self.wanted = None
         return True
 
-    def pause(self, behind: bool, awaited: tuple[int, ...]) -> None:
+    def pause(self, behind: bool, awaited: tuple[int, ...], began: float) -> None:
         """Set the one call in hand aside, which waits.
 
         One cut serves all calls that wait in this worker: it begins behind the outermost that needs it and ends before
@@ -154,6 +160,7 @@ class WorkerLeases:
         Args:
             behind: Whether the worker holds calls behind it in the same lease, to which it will come.
             awaited: The batches that it waits for.
+            began: When it began; monotonic seconds.
         """
         waiting = self.outstanding.pop()
         if behind:
@@ -166,6 +173,7 @@ class WorkerLeases:
         self.wanted = None
         self.paused.append((waiting, behind))
         self.awaited.append(awaited)
+        self.began.append(began)
         self.load_s = 0.0
 
     def resume(self) -> bool:
@@ -174,6 +182,7 @@ class WorkerLeases:
         self.resumed = self.paused[-1][0].position
         waiting, behind = self.paused.pop()
         self.awaited.pop()
+        self.began.pop()
         self.outstanding.append(waiting)
         self.load_s = waiting.call_s
         return behind or bool(self.paused)
@@ -202,7 +211,9 @@ class WorkerLeases:
 
     def uncut(self) -> None:
         """The cut is reached, or never will be."""
-        self.cut = self.wanted = self.doomed = None
+        self.cut = self.wanted = None
+        if not self.is_dying:
+            self.doomed = None
 
     def leased_at(self, position: int) -> Leased | None:
         """The lease to which a position belongs, when its call has no outcome yet."""

@@ -69,10 +69,10 @@ class Leasing(Arrivals):
         effects = self._requeue(event.worker, worker.take_since(max(worker.cut[0], event.position + 1)))
         if worker.doomed is not None:
             doomed = worker.doomed[0]
-            if event.position != doomed:
+            if event.position != doomed and not worker.is_dying:
                 worker.doomed = None  # Its call ended by itself.
             elif worker.cut[0] <= doomed + 1:
-                effects.append(KillWorker(event.worker))
+                effects += self._kill(event.worker, worker)
         if worker.wanted is not None:
             effects += self._cut(event.worker, worker, worker.wanted)
         return effects
@@ -179,7 +179,7 @@ class Leasing(Arrivals):
         """
         effects: list[Effect] = []
         for number, worker in self.workers.items():
-            if not worker.paused or worker.outstanding or worker.resuming or not self.broker.ready:
+            if not worker.paused or worker.outstanding or worker.resuming or worker.is_dying or not self.broker.ready:
                 continue
             for awaited in self._with_dependencies(worker.awaited[-1]):
                 batch = self.batches[awaited]
@@ -238,7 +238,7 @@ class Leasing(Arrivals):
     def _cut(self, number: int, worker: WorkerLeases, start: int) -> list[Effect]:
         if worker.paused:
             # Its one cut keeps calls from running that were taken back; a call of a pause is ended without.
-            return [KillWorker(number)] if worker.doomed is not None else []
+            return self._kill(number, worker) if worker.doomed is not None else []
         if worker.cut_at(start):
             return [CutWorker(number, start, worker.next_position, worker.serial)]
         if worker.settled and worker.doomed is not None and worker.cut is not None:
@@ -246,6 +246,13 @@ class Leasing(Arrivals):
             worker.cut_again()
             return [CutWorker(number, *worker.cut, worker.serial)]
         return []
+
+    def _kill(self, number: int, worker: WorkerLeases) -> list[Effect]:
+        """End a worker; what it does until it is gone still counts."""
+        if worker.is_dying:
+            return []
+        worker.is_dying = True
+        return [KillWorker(number)]
 
     def _watch_times(self) -> list[Effect]:
         if self._watching_times:
@@ -272,7 +279,7 @@ class Leasing(Arrivals):
         return number, found
 
     def _has_room(self, worker: WorkerLeases) -> bool:
-        if worker.cut is not None or worker.paused or worker.threads:
+        if worker.cut is not None or worker.paused or worker.threads or worker.is_dying:
             return False
         return worker.load_s < self.lease_s or not worker.several
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pynenc.protocol.messages import DEFAULT_DELAY
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import Effect, EndCalls, Ended, FailLost, WorkerLost
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased
 from pynenc.supervisor.orchestrator.leasing import Leasing
+from pynenc.supervisor.orchestrator.outcomes import transition
 
 
 class Losses(Leasing):
@@ -23,15 +25,16 @@ class Losses(Leasing):
         if worker is None:
             return []
         effects: list[Effect] = []
-        paused = {waiting.position for waiting, _ in worker.paused}
+        paused = {waiting.position: began for (waiting, _), began in zip(worker.paused, worker.began, strict=True)}
         for leased in worker.take_all():
             if leased.position in paused:
-                # It had begun; and if the calls it makes kill workers, it must not run for ever.
                 at = loss._replace(position=leased.position)
                 if worker.doomed is not None and worker.doomed[0] == leased.position:
-                    effects += self._doomed_call(at, leased, worker.doomed[1])
+                    effects += self._doomed_call(at, leased, worker.doomed[1], paused[leased.position])
                 else:
-                    effects += self._lost_call(at, leased, leased.position)
+                    # It had begun; and if the calls it makes kill workers, it must not run for ever.
+                    blamed = at if worker.doomed is None else at._replace(position=0)
+                    effects += self._lost_call(blamed, leased, leased.position)
                 continue
             begun = min(max(loss.position + 1, leased.position), leased.end)
             if begun < leased.end:
@@ -43,21 +46,25 @@ class Losses(Leasing):
             ):
                 effects += self._doomed_call(loss, leased, worker.doomed[1])
                 begun -= 1
+            # What was ended because of a call that it ran on top of did nothing wrong.
+            blamed = loss if worker.doomed is None else loss._replace(position=0)
             for position in range(begun - 1, leased.position - 1, -1):
-                effects += self._lost_call(loss, leased, position)
+                effects += self._lost_call(blamed, leased, position)
         for key in self.keys.let_all_go(loss.worker):
             effects += self._wake(key)
         return effects
 
-    def _doomed_call(self, loss: WorkerLost, leased: Leased, why: Ended) -> list[Effect]:
+    def _doomed_call(self, loss: WorkerLost, leased: Leased, why: Ended, began: float = 0.0) -> list[Effect]:
         """End the call because of which its worker was ended, or try it again."""
         calls = leased.since(loss.position).before(loss.position + 1).calls
         task = self.tasks[calls.task]
         if why is Ended.TIMED_OUT and task.options.retry_on_timeout and calls.attempt < task.options.max_retries:
-            attempt = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, loss.worker, True)
+            attempt = EndCalls(
+                calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, loss.worker, True, began
+            )
             delay_s = task.delay_s(calls.attempt, DEFAULT_DELAY, 0.5)
             return [attempt, *self._try_again(calls.batch, calls.first, delay_s)]
-        return self._end(calls, why, loss.worker)
+        return self._end(calls, why, loss.worker, began=began)
 
     def concurrent_worker_lost(self, loss: WorkerLost, worker: ConcurrentLeases) -> list[Effect]:
         """Run all calls again that had begun.
@@ -96,7 +103,7 @@ class Losses(Leasing):
         if task.options.rerun_on_worker_loss and (not too_often or (in_company and index not in batch.isolated)):
             if too_often:
                 batch.isolated.add(index)
-            return self._put_back(calls)
+            return [transition(calls, InvocationStatus.REROUTED, loss.worker, ran), *self._put_back(calls)]
         return [
             FailLost(
                 loss.worker,

@@ -6,6 +6,7 @@ from collections import deque
 
 from pynenc.protocol.extras import KEY_BYTES, key_at
 from pynenc.protocol.messages import NOT_RETRIABLE, invocation_number, split_number
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
     AddWorker,
@@ -18,6 +19,7 @@ from pynenc.supervisor.events import (
     Ended,
     KeepAttempt,
     KeepOutcome,
+    KeepTransition,
     ResumeCall,
     ResumeWorker,
     RetireWorker,
@@ -31,6 +33,11 @@ from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 MAX_WORKERS = 512
 """How many workers there are at most when nothing but one more of them can go on."""
+
+
+def transition(calls: Range, status: InvocationStatus, worker: int, ran: bool = False) -> KeepTransition:
+    """A step of calls on the way to their outcome."""
+    return KeepTransition(calls.batch, calls.first, calls.stop, status, worker, ran)
 
 
 class Outcomes:
@@ -118,8 +125,9 @@ class Outcomes:
                 self._queue(self._range(batch, first, calls[at - 1][1] + 1))
                 start = at
 
-    def _end(self, calls: Range, why: Ended, worker: int = 0, root: int = 0) -> list[Effect]:
-        ended = EndCalls(calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, worker, root=root)
+    def _end(self, calls: Range, why: Ended, worker: int = 0, root: int = 0, began: float = 0.0) -> list[Effect]:
+        where = (calls.batch, calls.task, calls.first, calls.stop)
+        ended = EndCalls(*where, calls.attempt, why, worker, began=began, root=root)
         return [ended, *self._failed(calls.batch, calls.first, calls.stop, root)]
 
     def _failed(self, batch: int, first: int, stop: int, root: int = 0) -> list[Effect]:
@@ -233,15 +241,21 @@ class Outcomes:
         self.keys.hold(key, holder, 1)
         if holder > 0:
             return self._resume(number)
-        self.concurrent[number].go_on(position)
-        return [ResumeCall(number, position)]
+        return self._resume_call(number, position)
 
     def _resume(self, number: int) -> list[Effect]:
         worker = self.workers[number]
         uncut = not worker.resume() and worker.cut is not None
         if uncut:
             worker.uncut()
-        return [ResumeWorker(number, uncut), *self._fit_workers()]
+        resumed = transition(worker.outstanding[-1].calls, InvocationStatus.RESUMED, number)
+        return [resumed, ResumeWorker(number, uncut), *self._fit_workers()]
+
+    def _resume_call(self, number: int, position: int) -> list[Effect]:
+        worker = self.concurrent[number]
+        worker.go_on(position)
+        resumed = transition(worker.held[position].calls, InvocationStatus.RESUMED, number)
+        return [resumed, ResumeCall(number, position)]
 
     def _fit_workers(self) -> list[Effect]:
         """Have as many workers that can run calls as processors are meant to be used, as long as there is work."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import (
     BatchArrived,
     BatchOffered,
@@ -34,6 +35,7 @@ from pynenc.supervisor.events import (
 from pynenc.supervisor.orchestrator.concurrency import stretches
 from pynenc.supervisor.orchestrator.concurrent import Concurrent
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, WorkerLeases
+from pynenc.supervisor.orchestrator.outcomes import transition
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 SLOT_S = 0.012
@@ -169,6 +171,11 @@ class Orchestrator(Concurrent):
             if limit_s and seconds > limit_s + SLOT_S:
                 worker.doomed = (position, Ended.TIMED_OUT)
                 effects += self._cut(number, worker, position + 1)
+        for number, worker in self.workers.items():
+            late = self._first_late(worker, event.now)
+            if late is not None and worker.doomed is None:
+                worker.doomed = (late, Ended.TIMED_OUT)
+                effects += self._kill(number, worker)
         for number, position in event.overdue.items():
             concurrent = self.concurrent.get(number)
             if concurrent is not None and concurrent.doomed is None and position in concurrent.held:
@@ -176,10 +183,22 @@ class Orchestrator(Concurrent):
                 is_cancelled = calls.first in self.batches[calls.batch].withdrawn
                 concurrent.doomed = (position, Ended.KILLED if is_cancelled else Ended.TIMED_OUT)
                 effects.append(KillWorker(number))
-        held = [one.calls for worker in self.workers.values() for one in worker.outstanding]
+        held = [
+            one.calls
+            for worker in self.workers.values()
+            for one in [*worker.outstanding, *(waiting for waiting, _ in worker.paused)]
+        ]
         if any(self.tasks[calls.task].options.timeout_s for calls in held) or self._any_must_end():
             effects += self._watch_times()
         return effects
+
+    def _first_late(self, worker: WorkerLeases, now: float) -> int | None:
+        """The position of a call that waits and whose time is over."""
+        for (waiting, _), began in zip(worker.paused, worker.began, strict=True):
+            limit_s = self.tasks[waiting.calls.task].options.timeout_s
+            if limit_s and now - began > limit_s + SLOT_S:
+                return waiting.position
+        return None
 
     def worker_joined(self, event: WorkerJoined) -> list[Effect]:
         """Have one more worker to lease calls to."""
@@ -201,8 +220,9 @@ class Orchestrator(Concurrent):
         effects = self._requeue(event.worker, worker.take_since(event.position + 1))
         for number in self._with_dependencies(event.awaited):
             self._put_first(number)
-        effects += self._let_go(event.worker, worker.outstanding[-1].calls)
-        worker.pause(event.position + 1 < event.end, event.awaited)
+        calls = worker.outstanding[-1].calls
+        effects += [*self._let_go(event.worker, calls), transition(calls, InvocationStatus.PAUSED, event.worker)]
+        worker.pause(event.position + 1 < event.end, event.awaited, event.began)
         return [*effects, PauseWorker(event.worker, worker.cut)]
 
     def worker_resumed(self, event: WorkerResumed) -> list[Effect]:
