@@ -110,7 +110,9 @@ STATUSES: dict[InvocationStatus, StatusRule] = {
     InvocationStatus.SUCCESS: _row("It has its result.", "worker"),
     InvocationStatus.FAILED: _row("It has its exception.", "worker"),
     InvocationStatus.CANCELLED: _row("It was cancelled before it began.", "supervisor"),
-    InvocationStatus.KILLED: _row("It was cancelled while it ran: its coroutine was cancelled, or its worker ended.", "supervisor"),
+    InvocationStatus.KILLED: _row(
+        "It was cancelled while it ran: its coroutine was cancelled, or its worker ended.", "supervisor"
+    ),
 }
 """What each status means and what may follow it."""
 
