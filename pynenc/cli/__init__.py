@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"pynenc: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        from pynenc.client.runner import interrupt_all
+        from pynenc.client.session import interrupt_all
 
         interrupt_all()
         print("pynenc: interrupted", file=sys.stderr)

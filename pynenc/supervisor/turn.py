@@ -17,7 +17,6 @@ from pynenc.protocol.extras import Extras
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
-    NOT_RETRIABLE,
     Batch,
     Ending,
     Failure,
@@ -27,7 +26,6 @@ from pynenc.protocol.messages import (
     Results,
     bytes_frame,
     bytes_from,
-    format_invocation_id,
     invocation_number,
     json_frame,
     json_from,
@@ -37,6 +35,7 @@ from pynenc.protocol.messages import (
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import (
     AddWorker,
     AnswerOffer,
@@ -83,17 +82,8 @@ from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
-
-
-class Task:
-    """A task as the supervisor knows it: a name that workers import, and where they find it."""
-
-    __slots__ = ("context", "number", "task_id")
-
-    def __init__(self, number: int, task_id: str, context: dict[str, Any]) -> None:
-        self.number = number
-        self.task_id = task_id
-        self.context = context
+from pynenc.supervisor.report import Report
+from pynenc.supervisor.task import Task
 
 
 class Client:
@@ -138,6 +128,8 @@ class Turn:
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
         self._failures: dict[int, Failure] = {}
+        self._endings = Endings(store, pool, self._tasks, self._failures)
+        self._report = Report(orchestrator, pool, self._tasks, self.clients)
         self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
@@ -297,11 +289,11 @@ class Turn:
         answer: dict[str, Any]
         what = fields.get("what")
         if what == "status":
-            answer = {"status": self._status_of(int(fields["batch"]), int(fields["index"]))}
+            answer = {"status": self._report.status_of(int(fields["batch"]), int(fields["index"]))}
         elif what == "counts":
-            answer = self._counts_of(set(fields["batches"]))
+            answer = self._report.counts_of(set(fields["batches"]))
         elif what == "report":
-            answer = self.report()
+            answer = self._report.all()
         elif what == "name_group":
             group = self._store.name_group(str(fields["task"]), str(fields["name"]), int(fields["group"]))
             answer = {"group": group}
@@ -391,7 +383,7 @@ class Turn:
                 self._payloads.drop(effect.batch)
                 self._dependents.discard(effect.batch)
             case FailLost():
-                self._keep(self._lost_failure(effect))
+                self._keep(self._endings.of_lost(effect))
             case EndCalls():
                 self._end_calls(effect)
             case KeepAttempt():
@@ -532,182 +524,8 @@ class Turn:
         self._events.append((event, None))
 
     def _end_calls(self, ended: EndCalls) -> None:
-        """End calls for a reason of the supervisor's own."""
-        now = time.time()
-        task_id = self._tasks[ended.task].task_id
-        started = now
-        match ended.why:
-            case Ended.TIMED_OUT:
-                worker = self._pool.lost[ended.worker]
-                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
-                started = now - ran_s
-                type_name, ending = "TaskTimeoutError", Ending.FAILED
-                message = (
-                    f"it ran for {ran_s:.3g} s, longer than option timeout of task {task_id} allows; its worker "
-                    f"(pid {worker.pid}) was ended"
-                )
-            case Ended.KILLED:
-                worker = self._pool.lost[ended.worker]
-                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
-                started = now - ran_s
-                type_name, ending = "InvocationCancelledError", Ending.KILLED
-                message = f"it was cancelled with force after it had run for {ran_s:.3g} s (task {task_id})"
-            case Ended.EXPIRED:
-                type_name, ending = "InvocationExpiredError", Ending.FAILED
-                message = f"it had not begun within the time of option expires of task {task_id}"
-            case Ended.CANCELLED:
-                type_name, ending = "InvocationCancelledError", Ending.CANCELLED
-                message = f"it was cancelled before it began (task {task_id})"
-            case Ended.CONTROLLED:
-                type_name, ending = "InvocationControlledError", Ending.CONTROLLED
-                message = (
-                    f"it was not run: as many calls of its key ran as may (task {task_id}, options running_concurrency, "
-                    "max_running and reroute_on_concurrency_control=False)"
-                )
-            case Ended.DEPENDENCY:
-                type_name, ending = "DependencyError", Ending.FAILED
-                message = self._why_dependency_failed(ended.root)
-            case _:
-                assert_never(ended.why)
-        failure = Failure(
-            ended.batch,
-            ended.first,
-            ended.stop,
-            ended.worker,
-            ended.attempt,
-            Ending.RETRY if ended.again else ending,
-            NOT_RETRIABLE,
-            started,
-            now,
-            type_name,
-            message,
-            "",
-            b"",
-        )
+        failure = self._endings.of_ended(ended)
         if ended.again:
             self._store.add_failure(failure)
         else:
             self._keep(failure)
-
-    def _why_dependency_failed(self, root: int) -> str:
-        failure = self._failures.get(root) or self._store.failure_of(root)
-        if failure is not None and failure.type_name == "DependencyError":
-            return failure.message  # It names the invocation with which it began.
-        called = format_invocation_id(root)
-        if failure is None:
-            return f"it was not run: invocation {called}, whose result it takes, has no result, and nobody runs it"
-        return f"it was not run: invocation {called}, whose result it takes, ended with {failure.type_name}: {failure.message}"
-
-    def _lost_failure(self, lost: FailLost) -> Failure:
-        worker = self._pool.lost[lost.worker]
-        now = time.time()
-        started = now - worker.ran_s if lost.ran else now
-        task = self._tasks[lost.task]
-        call = format_invocation_id(invocation_number(lost.batch, lost.index))
-        if lost.ran and worker.concurrent:
-            what = (
-                f"the worker (pid {worker.pid}) {worker.death} while it ran this call of task {task.task_id}, perhaps "
-                "among others"
-            )
-        elif lost.ran:
-            what = (
-                f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task "
-                f"{task.task_id}"
-            )
-        else:
-            what = (
-                f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task "
-                f"{task.task_id}"
-            )
-        if lost.may_rerun:
-            why = f"this was loss {lost.losses}, more than the task's option max_worker_losses allows"
-        else:
-            why = "it is not run again because of the task's option rerun_on_worker_loss=False"
-        return Failure(
-            lost.batch,
-            lost.index,
-            lost.index + 1,
-            lost.worker,
-            lost.attempt,
-            Ending.FAILED,
-            NOT_RETRIABLE,
-            started,
-            now,
-            "WorkerLostError",
-            f"{what}; {why}",
-            f"(call {call})",
-            b"",
-        )
-
-    # What others ask.
-
-    def report(self) -> dict[str, Any]:
-        """What the supervisor does just now, for `pynenc status` and the monitor."""
-        import os
-
-        workers = []
-        for number, worker in self._pool.workers.items():
-            held = self._orchestrator.held_by(number)
-            running = next((one for one in held if one.position <= worker.slot.position < one.end), None)
-            workers.append(
-                {
-                    "worker": number,
-                    "pid": worker.pid,
-                    "concurrent": worker.concurrent,
-                    "running": self._tasks[running.calls.task].task_id if running else None,
-                    "leased": sum(one.end - one.position for one in held),
-                }
-            )
-        return {
-            "pid": os.getpid(),
-            "persistent": self._pool.persistent,
-            "clients": len({id(client) for client in self.clients.values()}),
-            "ready": self._orchestrator.ready,
-            "unfinished": sum(batch.unfinished for batch in self._orchestrator.batches.values()),
-            "workers": workers,
-        }
-
-    def _status_of(self, batch: int, index: int) -> str:
-        for number, concurrent in self._orchestrator.concurrent.items():
-            if (position := concurrent.position_of(batch, index)) is not None:
-                if position in concurrent.waiting:
-                    return "PAUSED"
-                return "PENDING" if position > self._pool.workers[number].slot.position else "RUNNING"
-        for number, leases in self._orchestrator.workers.items():
-            for leased, _ in leases.paused:
-                if leased.calls.batch == batch and leased.calls.first == index:
-                    return "PAUSED"
-            for leased in leases.outstanding:
-                if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
-                    position = leased.position + index - leased.calls.first
-                    if position > self._pool.workers[number].slot.position:
-                        return "PENDING"
-                    return "RESUMED" if position == leases.resumed else "RUNNING"
-        unfinished = self._orchestrator.batches.get(batch)
-        if unfinished is None:
-            return "UNKNOWN"
-        if index in unfinished.waiting:
-            return "RETRY"
-        if any(one.batch == batch and one.first <= index < one.stop for one in self._orchestrator.keys.ranges()):
-            return "CONCURRENCY_CONTROLLED"
-        return "REROUTED" if unfinished.rerouted or index in unfinished.losses else "REGISTERED"
-
-    def _counts_of(self, batches: set[int]) -> dict[str, int]:
-        pending = running = paused = 0
-        for number, leases in self._orchestrator.workers.items():
-            position = self._pool.workers[number].slot.position
-            paused += sum(leased.calls.batch in batches for leased, _ in leases.paused)
-            for leased in leases.outstanding:
-                if leased.calls.batch in batches:
-                    begun = min(max(position + 1, leased.position), leased.end)
-                    running += begun - leased.position
-                    pending += leased.end - begun
-        for number, concurrent in self._orchestrator.concurrent.items():
-            position = self._pool.workers[number].slot.position
-            for at, leased in concurrent.held.items():
-                if leased.calls.batch in batches:
-                    paused += at in concurrent.waiting
-                    pending += at > position
-                    running += at <= position and at not in concurrent.waiting
-        controlled = sum(one.stop - one.first for one in self._orchestrator.keys.ranges() if one.batch in batches)
-        return {"PENDING": pending, "RUNNING": running, "PAUSED": paused, "CONCURRENCY_CONTROLLED": controlled}

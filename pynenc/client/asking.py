@@ -1,0 +1,282 @@
+"""Waiting for outcomes, and asking the supervisor and the state backend about calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pynenc import context
+from pynenc.client.callbacks import CallbackThread
+from pynenc.client.lost import LostRunner
+from pynenc.client.session import Session
+from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
+from pynenc.invocation.distributed import (
+    DistributedInvocation,
+    DistributedInvocationGroup,
+    Part,
+)
+from pynenc.lineage import unless_stuck
+from pynenc.protocol.extras import Extras
+from pynenc.protocol.messages import (
+    Kind,
+    format_invocation_id,
+    invocation_number,
+    json_frame,
+    number_frame,
+    parse_invocation_id,
+    split_number,
+)
+from pynenc.runner import RemoteRunner, Submission
+from pynenc.serializer import stored_arguments
+from pynenc.status import InvocationStatus
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+    from pynenc.arguments import Arguments
+    from pynenc.state_backend import StateBackend
+    from pynenc.state_backend.reader import Attempts
+    from pynenc.task import Task
+
+
+class Asking(Session):
+    """A session that waits and asks."""
+
+    runs_calls = True
+
+    @property
+    def _runner(self) -> RemoteRunner:
+        return self
+
+    # Waiting.
+
+    def wait_until(
+        self, done: Callable[[], bool], timeout: float | None = None, awaited: Sequence[Submission] = ()
+    ) -> bool:
+        """Send what is open, then read until something is so."""
+        self._batcher.flush()
+        if done():
+            self._run_ready()
+            return True
+        if self._connection is None:
+            self._connect()
+        connection = self._connection
+        assert connection is not None
+        if context.nested_wait is None or not self._is_workers_own:
+            reached = connection.wait_until(done, timeout)
+        else:
+            unfinished = [submission for submission in awaited if submission.unfinished]
+            for submission in unfinished:
+                if submission.number not in self._held and not submission.callbacks:
+                    self._watch(submission)
+            numbers = [submission.number for submission in unfinished]
+            caller = self._caller()
+            if caller is not None:
+                done = unless_stuck(done, unfinished, caller)
+            reached = context.nested_wait(connection, done, numbers, timeout)
+        self._run_ready()
+        return reached
+
+    async def until(self, outcome: Future[None], submission: Submission) -> None:
+        """Await the outcome of a call, which a callback tells."""
+        if context.nested_await is None or not self._is_workers_own:
+            await outcome
+        else:
+            await context.nested_await(outcome, [submission.number])
+
+    def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
+        """Call back when a call has its outcome, also when nobody waits for it."""
+        with self._callbacks_lock:
+            submission.callbacks = submission.callbacks or []
+            submission.callbacks.append((index, callback))
+            # Only now: whoever reads the outcome looks for callbacks after it, so one of both sees the other.
+            if not submission.has_outcome(index):
+                if self._callbacks is None:
+                    self._callbacks = CallbackThread(self._wait_for_callbacks)
+                self._callbacks.look_after(submission)
+                return
+            self._ready += submission.take_callbacks()
+        self._run_ready()
+
+    def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
+        """Wait until callbacks can be called, and call them."""
+        try:
+            self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting), None, waiting)
+        except RunnerError as error:
+            for submission in waiting:
+                submission.runner = LostRunner(self, error)
+                with self._callbacks_lock:
+                    self._ready += submission.take_callbacks(everything=True)
+            self._run_ready()
+
+    # Asking.
+
+    def status_of(self, submission: Submission, index: int) -> InvocationStatus:
+        """Ask the supervisor where a call stands."""
+        try:
+            self._batcher.flush()
+            answer = self.ask("status", batch=submission.number, index=index)
+        except SupervisorLostError:
+            return InvocationStatus.REGISTERED  # Nobody runs it.
+        if submission.has_outcome(index):  # It came before the answer did.
+            return submission.final_status(index)
+        status = str(answer["status"])
+        return InvocationStatus.REGISTERED if status == "UNKNOWN" else InvocationStatus(status)
+
+    def counts_of(self, submissions: list[Submission], unfinished: int) -> dict[InvocationStatus, int]:
+        """Ask the supervisor where the calls without outcome stand."""
+        answer = self.ask("counts", batches=[submission.number for submission in submissions])
+        counts = {InvocationStatus(name): min(count, unfinished) for name, count in answer.items()}
+        counts[InvocationStatus.REGISTERED] = max(0, unfinished - sum(counts.values()))
+        return counts
+
+    def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
+        """Have the supervisor end calls: those `[first, stop)` of each submission."""
+        self._batcher.flush()
+        live = [(one.number, first, stop) for one, first, stop in calls if one.unfinished]
+        if live and self.connect_only():
+            assert self._connection is not None
+            self._connection.send(json_frame(Kind.CANCEL, calls=live, force=force))
+            self.sync()
+
+    def attempts_of(self, submission: Submission, index: int) -> Attempts:
+        """Read from the state backend which attempts of a call there were."""
+        self.sync()
+        return self._the_app().state_backend.attempts_of(submission.number, index)
+
+    def registered_at(self, submission: Submission) -> float:
+        """Read from the state backend when a batch was made."""
+        self.sync()
+        stored = self._the_app().state_backend.batch(submission.number)
+        return stored.registered if stored is not None else 0.0
+
+    def retries_of(self, submission: Submission, index: int) -> int:
+        """Read from the state backend how often a call was tried again."""
+        self.sync()
+        return self._the_app().state_backend.retries_of(submission.number, index)
+
+    def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
+        """Read the arguments back from the state backend."""
+        app = self._the_app()
+        stored = app.state_backend.batch(submission.number)
+        if stored is None:
+            self.sync()
+            stored = app.state_backend.batch(submission.number)
+        if stored is None:
+            raise InvocationNotFoundError(submission.invocation_id(index), "its batch is not in the state backend")
+        entry = stored_arguments(stored.packing, stored.arguments, index)
+        extras = Extras.from_bytes(stored.extras, stored.count)
+        if not extras.common:
+            return task.args_from(entry)
+        return task.args_from(entry, task.thaw(app.state_backend.common_arguments(extras.common)))
+
+    def parent_of(self, submission: Submission) -> str | None:
+        """Read from the state backend which invocation made the calls."""
+        self.sync()
+        stored = self._the_app().state_backend.batch(submission.number)
+        return format_invocation_id(stored.parent) if stored is not None and stored.parent else None
+
+    def find(self, invocation_id: str) -> DistributedInvocation[Any, Any]:
+        """The invocation with an id, whoever made it.
+
+        Raises:
+            InvocationNotFoundError: There is none in this app and state directory.
+        """
+        number = parse_invocation_id(invocation_id)
+        if number is None:
+            raise InvocationNotFoundError(
+                invocation_id, "this is not an id of an invocation (three numbers joined by '-')"
+            )
+        self.sync()
+        batch, index = split_number(number)
+        app = self._the_app()
+        stored = app.state_backend.batch(batch)
+        if stored is None or index >= stored.count:
+            raise InvocationNotFoundError(invocation_id, f"there is none in {app.state_backend.path}")
+        return self.view(app.get_task(stored.task_id), batch, index, stored.count)
+
+    def view(
+        self, task: Task[Any, Any], batch: int, index: int, count: int, attempt: int | None = None
+    ) -> DistributedInvocation[Any, Any]:
+        """An invocation of a batch that another client submitted, or this one on an earlier day.
+
+        Args:
+            attempt: For the call that runs here, how many attempts there were before. Its batch is watched when somebody waits.
+        """
+        submission = self._held.get(batch) or Submission(self, batch, count)
+        if attempt is not None:
+            submission.running = (index, attempt)
+        else:
+            self._bring_up(submission)
+        return DistributedInvocation(task, submission, index)
+
+    def submission_of(self, batch: int) -> Submission:
+        """A batch that anybody submitted, as it stands now.
+
+        Raises:
+            InvocationNotFoundError: There is none in this app and state directory.
+        """
+        held = self._held.get(batch)
+        if held is not None:
+            return held
+        stored = self.stored().batch(batch)
+        if stored is None:
+            raise InvocationNotFoundError(
+                format_invocation_id(invocation_number(batch, 0)), "its batch is not in the state backend"
+            )
+        submission = Submission(self, batch, stored.count)
+        self._bring_up(submission)
+        return submission
+
+    def group_of(
+        self, task: Task[Any, Any], ranges: list[tuple[int, int, int]]
+    ) -> DistributedInvocationGroup[Any, Any]:
+        """A group of the calls `[first, stop)` of each batch."""
+        self.sync()
+        parts = [Part(self.submission_of(batch), first, stop) for batch, first, stop in ranges]
+        return DistributedInvocationGroup(task, self, parts)
+
+    def stored(self) -> StateBackend:
+        """What is stored about the app's calls."""
+        return self._the_app().state_backend
+
+    def _bring_up(self, submission: Submission) -> None:
+        """Take in what is known of a batch, and have what is still to come delivered."""
+        batch = submission.number
+        self._read_outcomes(submission)
+        if submission.unfinished and batch not in self._held and not self._watch(submission):
+            self._read_outcomes(submission)  # It may have ended because it was just done.
+            if submission.unfinished:
+                submission.runner = LostRunner(
+                    self,
+                    RunnerError(
+                        f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all "
+                        "of its calls had run, and they were not sent again"
+                    ),
+                )
+
+    def _read_outcomes(self, submission: Submission) -> None:
+        """Take in the outcomes that are in the state backend."""
+        results, failures = self._the_app().state_backend.outcomes_of(submission.number)
+        for one in results:
+            submission.add_results(one)
+        for failure in failures:
+            submission.add_failure(failure)
+
+    def _watch(self, submission: Submission) -> bool:
+        """Have the outcomes that are still to come delivered here too; False when nobody runs these calls."""
+        if not self.connect_only():
+            return False
+        connection = self._connection
+        assert connection is not None
+        self._held[submission.number] = submission
+        try:
+            connection.send(number_frame(Kind.WATCH, submission.number))
+            connection.wait_until(lambda: submission.number in self._answers)
+        except SupervisorLostError:
+            self._held.pop(submission.number, None)
+            return False
+        if self._answers.pop(submission.number)["live"]:
+            return True
+        self._held.pop(submission.number, None)
+        return not submission.unfinished

@@ -1,0 +1,342 @@
+"""The connection of an app to its supervisor: begun, kept up, ended; batches go out, outcomes come in."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pynenc import context
+from pynenc.client import launch
+from pynenc.client.batcher import Batcher, Packed
+from pynenc.client.callbacks import CallbackThread, call_back
+from pynenc.client.connection import Connection, query_frame
+from pynenc.client.lost import LostRunner
+from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.lineage import behind
+from pynenc.protocol.frames import frame
+from pynenc.protocol.messages import (
+    BATCH_NUMBER_BITS,
+    NO_INVOCATION,
+    Batch,
+    Failure,
+    Kind,
+    Results,
+    first_batch_of,
+    json_frame,
+    json_from,
+    number_frame,
+    number_from,
+)
+from pynenc.runner import RemoteRunner, Submission
+
+if TYPE_CHECKING:
+    from pynenc.app import Pynenc
+    from pynenc.lineage import Caller
+    from pynenc.task import Task
+
+READ_EVERY = 16
+"""While batches only go out, look at what has come back after so many of them."""
+
+GREETINGS = 20
+"""How many supervisors may die under a client's hands before it gives up."""
+
+EXIT_S = 10.0
+"""How long a client that exits waits for its last calls to be acknowledged."""
+
+_runners: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+class Session:
+    """The connection of one app in this process to its supervisor, and what goes over it.
+
+    It connects, and starts the supervisor, when there is something to send.
+    """
+
+    def __init__(self, app: Pynenc) -> None:
+        self._app = weakref.ref(app)
+        self._lock = threading.RLock()
+        self._callbacks_lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._is_workers_own = False
+        self._reset()
+        _runners.add(self)
+
+    def _reset(self) -> None:
+        self._batch_numbers: Iterator[int] = iter(())
+        self._last_batch = 0
+        self._keys: dict[str, int] = {}
+        self._task_keys: dict[Task[Any, Any], int] = {}
+        self._held: dict[int, Submission] = {}
+        self._tokens = itertools.count(1)
+        self._answers: dict[int, Any] = {}
+        self._synced = 0
+        self._since_read = 0
+        self._ready: list[Callable[[], object]] = []
+        self._callbacks: CallbackThread | None = None
+        self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
+
+    # Beginning and ending.
+
+    def close(self) -> None:
+        """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
+        with self._lock:
+            connection = self._connection
+            if connection is None:
+                return
+            try:
+                self._batcher.close()
+                token = next(self._tokens)
+                connection.send(number_frame(Kind.SYNC, token))
+                connection.wait_until(lambda: self._synced >= token, EXIT_S)
+                self._run_ready()
+                connection.send(frame(Kind.GOODBYE))
+            except RunnerError as error:
+                if self._held:
+                    self._the_app().logger.error("%s", error)
+            finally:
+                connection.close()
+                self._connection = None
+                if self._callbacks is not None:
+                    self._callbacks.end()
+                self._reset()
+
+    def interrupt(self) -> None:
+        """Have a supervisor that only this client uses end now; what has not run is kept in the state backend."""
+        with self._lock:
+            if self._connection is None:
+                return
+            try:
+                self._connection.send(frame(Kind.GOODBYE, b"interrupted"))
+            except RunnerError:
+                pass
+            self._connection.close()
+            self._connection = None
+
+    def after_fork_in_child(self) -> None:
+        """A forked child connects for itself when it makes its first call."""
+        self._lock = threading.RLock()
+        self._callbacks_lock = threading.Lock()
+        if self._connection is not None:
+            self._connection.abandon()
+            self._connection = None
+        self._reset()
+
+    def start_staying(self, log: str | None) -> int:
+        """Start a supervisor that stays when its clients have left; its pid."""
+        app = self._the_app()
+        launch.prepare_state_dir(app.conf.state_path)
+        return launch.start_staying(launch.paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
+
+    def connect_only(self) -> bool:
+        """Connect if a supervisor runs, without starting one; whether it is connected."""
+        with self._lock:
+            if self._connection is not None and self._connection.lost is None:
+                return True
+            app = self._the_app()
+            if context.worker_of is not None and context.worker_of.app_id == app.app_id:
+                self._connect()
+                return True
+            found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
+            if found is None:
+                return False
+            try:
+                self._greet(*found)
+            except SupervisorLostError:
+                return False  # It was just being killed.
+            return True
+
+    def _connect(self) -> None:
+        with self._lock:
+            if self._connection is not None:
+                if self._connection.lost is None:
+                    return
+                self._forget_lost_connection()
+            app = self._the_app()
+            inside = context.worker_of
+            self._is_workers_own = inside is not None and inside.app_id == app.app_id
+            if inside is not None and self._is_workers_own:
+                address = launch.Address(inside.address, inside.key)
+                connected = launch.connect(address)
+                if connected is None:
+                    raise SupervisorLostError("the supervisor of this worker is gone")
+                self._greet(connected, address)
+                return
+            launch.prepare_state_dir(app.conf.state_path)
+            paths = launch.paths_of(app.conf.state_path, app.app_id)
+            for attempt in range(GREETINGS):
+                try:
+                    self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
+                    break
+                except SupervisorLostError:
+                    # One that is just being killed still takes connections for a moment.
+                    if attempt == GREETINGS - 1:
+                        raise
+            _close_at_exit()
+
+    def _greet(self, connected: Any, address: launch.Address) -> None:
+        self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
+        self._number_batches(self._connection.client)
+
+    def _number_batches(self, client: int) -> None:
+        first = first_batch_of(client)
+        self._batch_numbers = iter(range(first, first + (1 << BATCH_NUMBER_BITS)))
+
+    def _forget_lost_connection(self) -> None:
+        assert self._connection is not None
+        for submission in self._held.values():
+            submission.runner = LostRunner(self._runner, self._connection.lost)
+        self._connection = None
+        self._reset()
+
+    @property
+    def _runner(self) -> RemoteRunner:
+        """This, as those see it who hold calls."""
+        raise NotImplementedError
+
+    def _the_app(self) -> Pynenc:
+        app = self._app()
+        assert app is not None
+        return app
+
+    # Going out.
+
+    def next_batch_number(self) -> int:
+        """A number that no batch of anybody else will have."""
+        number = next(self._batch_numbers, None)
+        if number is None:
+            raise RunnerError("this client has used up its batch numbers: app.close() and call again")
+        return number
+
+    def _open_batch(self) -> Submission:
+        number = self.next_batch_number()
+        submission = self._held[number] = Submission(self._runner, number, 0)
+        return submission
+
+    def _caller(self) -> Caller | None:
+        """The call inside of which this is, if it is one of the same supervisor."""
+        running = context.in_worker()
+        return running.caller() if running is not None and self._is_workers_own else None
+
+    def _send_batch(
+        self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int, caller: Caller | None
+    ) -> None:
+        connection = self._connection
+        if connection is None:
+            raise RunnerError("the connection was closed while calls were made")
+        key = self._task_keys.get(task)
+        if key is None:
+            key = self._declare(task, connection)
+        parent = NO_INVOCATION
+        count, packing, payload, extras = packed
+        if caller is not None:
+            parent = caller.number
+            submission.behind = behind(caller, extras, self._held)
+            extras = extras._replace(lineage=caller.lineage)
+        batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
+        connection.send(batch.to_frame())
+        self._since_read += 1
+        if self._since_read >= READ_EVERY:
+            self._since_read = 0
+            connection.read_nowait()
+
+    def _declare(self, task: Task[Any, Any], connection: Connection) -> int:
+        key = self._task_keys[task] = len(self._task_keys) + 1
+        surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
+        options = task.conf.rules(task.is_async)
+        connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
+        return key
+
+    # Coming in.
+
+    def _take_in(self, kind: int, body: bytes) -> None:
+        if kind == Kind.RESULTS:
+            results = Results.from_body(body)
+            submission = self._held.get(results.batch)
+            if submission is not None:
+                submission.add_results(results)
+                self._outcome_came(submission)
+        elif kind == Kind.FAILURE:
+            failure = Failure.from_body(body)
+            submission = self._held.get(failure.batch)
+            if submission is not None:
+                submission.add_failure(failure)
+                self._outcome_came(submission)
+        elif kind == Kind.SYNCED:
+            self._synced = max(self._synced, number_from(body))
+        elif kind == Kind.REPORT:
+            fields = json_from(body)
+            self._answers[fields.pop("token")] = fields
+
+    def _outcome_came(self, submission: Submission) -> None:
+        if not submission.unfinished:
+            self._held.pop(submission.number, None)
+        if submission.callbacks:
+            with self._callbacks_lock:
+                self._ready += submission.take_callbacks()
+
+    def _run_ready(self) -> None:
+        while self._ready:
+            try:
+                callback = self._ready.pop(0)
+            except IndexError:
+                return  # Another thread took it.
+            call_back(callback)
+
+    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask the supervisor something that it knows by name; its answer."""
+        self._connect()
+        connection = self._connection
+        assert connection is not None
+        token = next(self._tokens)
+        connection.send(query_frame(what, token=token, **fields))
+        connection.wait_until(lambda: token in self._answers)
+        answer: dict[str, Any] = self._answers.pop(token)
+        return answer
+
+    def sync(self) -> None:
+        """Wait until everything that was submitted here is committed."""
+        if self._connection is None:
+            return
+        self._batcher.flush()
+        token = next(self._tokens)
+        self._connection.send(number_frame(Kind.SYNC, token))
+        self._connection.wait_until(lambda: self._synced >= token)
+
+
+def _close_at_exit() -> None:
+    global _registered
+    if not _registered:
+        import atexit
+
+        _registered = True
+        atexit.register(_close_all)
+
+
+_registered = False
+
+
+def interrupt_all() -> None:
+    """Have supervisors end now that nobody else uses; what has not run is kept in their state backends."""
+    for runner in list(_runners):
+        runner.interrupt()
+
+
+def _close_all() -> None:
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        interrupt_all()
+    for runner in list(_runners):
+        runner.close()
+
+
+def _after_fork_in_child() -> None:
+    for runner in list(_runners):
+        runner.after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

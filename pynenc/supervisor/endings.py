@@ -1,0 +1,135 @@
+"""In which words the supervisor ends calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import assert_never
+
+from pynenc.protocol.messages import NOT_RETRIABLE, Ending, Failure, format_invocation_id, invocation_number
+from pynenc.state_backend.store import Store
+from pynenc.supervisor.events import EndCalls, Ended, FailLost
+from pynenc.supervisor.pool import Pool
+from pynenc.supervisor.task import Task
+
+
+class Endings:
+    """Makes failures of what the rules say.
+
+    Args:
+        store: Where failures are that were committed.
+        pool: Knows the workers that died.
+        tasks: By their numbers.
+        failures: Those of this turn, by invocation number.
+    """
+
+    def __init__(self, store: Store, pool: Pool, tasks: Mapping[int, Task], failures: Mapping[int, Failure]) -> None:
+        self._store = store
+        self._pool = pool
+        self._tasks = tasks
+        self._failures = failures
+
+    def of_ended(self, ended: EndCalls) -> Failure:
+        """The failure of calls that end for a reason of the supervisor's own."""
+        now = time.time()
+        task_id = self._tasks[ended.task].task_id
+        started = now
+        match ended.why:
+            case Ended.TIMED_OUT:
+                worker = self._pool.lost[ended.worker]
+                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
+                started = now - ran_s
+                type_name, ending = "TaskTimeoutError", Ending.FAILED
+                message = (
+                    f"it ran for {ran_s:.3g} s, longer than option timeout of task {task_id} allows; its worker "
+                    f"(pid {worker.pid}) was ended"
+                )
+            case Ended.KILLED:
+                worker = self._pool.lost[ended.worker]
+                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
+                started = now - ran_s
+                type_name, ending = "InvocationCancelledError", Ending.KILLED
+                message = f"it was cancelled with force after it had run for {ran_s:.3g} s (task {task_id})"
+            case Ended.EXPIRED:
+                type_name, ending = "InvocationExpiredError", Ending.FAILED
+                message = f"it had not begun within the time of option expires of task {task_id}"
+            case Ended.CANCELLED:
+                type_name, ending = "InvocationCancelledError", Ending.CANCELLED
+                message = f"it was cancelled before it began (task {task_id})"
+            case Ended.CONTROLLED:
+                type_name, ending = "InvocationControlledError", Ending.CONTROLLED
+                message = (
+                    f"it was not run: as many calls of its key ran as may (task {task_id}, options running_concurrency, "
+                    "max_running and reroute_on_concurrency_control=False)"
+                )
+            case Ended.DEPENDENCY:
+                type_name, ending = "DependencyError", Ending.FAILED
+                message = self._why_dependency_failed(ended.root)
+            case _:
+                assert_never(ended.why)
+        return Failure(
+            ended.batch,
+            ended.first,
+            ended.stop,
+            ended.worker,
+            ended.attempt,
+            Ending.RETRY if ended.again else ending,
+            NOT_RETRIABLE,
+            started,
+            now,
+            type_name,
+            message,
+            "",
+            b"",
+        )
+
+    def of_lost(self, lost: FailLost) -> Failure:
+        """The failure of a call whose worker died."""
+        worker = self._pool.lost[lost.worker]
+        now = time.time()
+        started = now - worker.ran_s if lost.ran else now
+        task = self._tasks[lost.task]
+        call = format_invocation_id(invocation_number(lost.batch, lost.index))
+        if lost.ran and worker.concurrent:
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} while it ran this call of task {task.task_id}, perhaps "
+                "among others"
+            )
+        elif lost.ran:
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} {worker.ran_s:.3g} s after it began this call of task "
+                f"{task.task_id}"
+            )
+        else:
+            what = (
+                f"the worker (pid {worker.pid}) {worker.death} before it had shipped the result of this call of task "
+                f"{task.task_id}"
+            )
+        if lost.may_rerun:
+            why = f"this was loss {lost.losses}, more than the task's option max_worker_losses allows"
+        else:
+            why = "it is not run again because of the task's option rerun_on_worker_loss=False"
+        return Failure(
+            lost.batch,
+            lost.index,
+            lost.index + 1,
+            lost.worker,
+            lost.attempt,
+            Ending.FAILED,
+            NOT_RETRIABLE,
+            started,
+            now,
+            "WorkerLostError",
+            f"{what}; {why}",
+            f"(call {call})",
+            b"",
+        )
+
+    def _why_dependency_failed(self, root: int) -> str:
+        failure = self._failures.get(root) or self._store.failure_of(root)
+        if failure is not None and failure.type_name == "DependencyError":
+            return failure.message  # It names the invocation with which it began.
+        called = format_invocation_id(root)
+        if failure is None:
+            return f"it was not run: invocation {called}, whose result it takes, has no result, and nobody runs it"
+        return f"it was not run: invocation {called}, whose result it takes, ended with {failure.type_name}: {failure.message}"
