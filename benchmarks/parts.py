@@ -101,7 +101,7 @@ def supervisor() -> float:
         add_results=lambda results: None,
         commit=lambda: None,
     )
-    held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0)
+    held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, 1 << 24)  # type: ignore[arg-type]
     turn.loop = SimpleNamespace(flush=lambda: None)  # type: ignore[assignment]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import report
+import pytest
+
+from benchmarks import parts, report
 
 FACTS = {"date": "d", "cpus": 2, "cpu": "c", "system": "s", "python": "p", "commit": "k", "packages": {"pynenc": "1"}}
 
@@ -36,3 +38,9 @@ def test_the_table_shows_figures_with_units_and_the_bars() -> None:
     assert "20.00 bytes" in text
     assert "100 µs" in text
     assert "| 0.50 × | yes |" in text
+
+
+@pytest.mark.parametrize("part", [parts.client, parts.supervisor, parts.worker])
+def test_the_parts_of_a_call_are_measured(part, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(parts, "COUNT", 3)
+    assert 0 < part() < 1e6
