@@ -35,7 +35,8 @@ class Report:
         workers = []
         for number, worker in self._pool.workers.items():
             held = self._orchestrator.held_by(number)
-            running = next((one for one in held if one.position <= worker.slot.position < one.end), None)
+            at = worker.slot.position
+            running = next((one for one in held if worker.concurrent or one.position <= at < one.end), None)
             workers.append(
                 {
                     "worker": number,

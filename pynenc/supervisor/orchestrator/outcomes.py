@@ -171,12 +171,7 @@ class Outcomes:
 
     def _uncut_behind_last(self, number: int, worker: WorkerLeases | ConcurrentLeases) -> list[Effect]:
         effects: list[Effect] = []
-        if (
-            isinstance(worker, WorkerLeases)
-            and worker.cut is not None
-            and worker.reached == worker.cut[1]
-            and not worker.paused
-        ):
+        if worker.cut is not None and worker.reached == worker.cut[1] and not worker.paused:
             # It had begun its last call before the cut was made, so it never comes to it.
             worker.uncut()
             effects.append(UncutWorker(number))
