@@ -267,3 +267,10 @@ class OneWay:
 @app.task
 def call_with_one_way(value: OneWay, depth: int = 1) -> int:
     return call_with_one_way(OneWay(), depth - 1).result if depth else square(3).result
+
+
+@app.task(max_retries=1, retry_delay=1.0, retry_for=(ConnectionError,))
+def retry_much_later(log: str) -> int:
+    if append(log, "tried") == 0:
+        raise ConnectionError("not yet")
+    return retry_much_later.invocation.num_retries

@@ -238,3 +238,34 @@ def plain(x: int) -> int:
 made_of_plain = app.task(plain)
 
 ALL: list[Task[..., Any]] = list(app.tasks.values())
+
+
+@app.task
+def sleep_for(seconds: float, x: int) -> int:
+    time.sleep(seconds)
+    return x
+
+
+@app.task(rerun_on_worker_loss=False)
+def hold_without_rerun(log: str, gate: str) -> None:
+    with open(log, "a") as file:
+        file.write("ran\n")
+    while not Path(gate).exists():
+        time.sleep(0.002)
+
+
+@app.task
+def alone(log: str) -> str:
+    """Ends when it runs the second time; says whether the process of the first time was gone by then."""
+    path = Path(log)
+    before = path.read_text().split() if path.exists() else []
+    if before:
+        import psutil
+
+        try:
+            return "was alone" if psutil.Process(int(before[0])).status() == psutil.STATUS_ZOMBIE else "was not alone"
+        except psutil.NoSuchProcess:
+            return "was alone"
+    path.write_text(f"{os.getpid()} begins\n")
+    while True:
+        time.sleep(1)

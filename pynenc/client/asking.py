@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.client.callbacks import CallbackThread
+from pynenc.client.connection import Connection
 from pynenc.client.lost import LostRunner
 from pynenc.client.session import Session
 from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
@@ -63,7 +65,7 @@ class Asking(Session):
         connection = self._connection
         assert connection is not None
         if context.nested_wait is None or not self._is_workers_own:
-            reached = connection.wait_until(done, timeout)
+            reached = self._wait_through(connection, done, timeout)
         else:
             unfinished = [submission for submission in awaited if submission.unfinished]
             for submission in unfinished:
@@ -76,6 +78,20 @@ class Asking(Session):
             reached = context.nested_wait(connection, done, numbers, timeout)
         self._run_ready()
         return reached
+
+    def _wait_through(self, connection: Connection, done: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait, also while one supervisor dies and another takes its work up."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return connection.wait_until(done, timeout)
+            except SupervisorLostError:
+                self._take_up(connection)
+                if done():
+                    return True
+                assert self._connection is not None
+                connection = self._connection
+                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
     async def until(self, outcome: Future[None], submission: Submission) -> None:
         """Await the outcome of a call, which a callback tells."""
@@ -267,16 +283,13 @@ class Asking(Session):
         """Have the outcomes that are still to come delivered here too; False when nobody runs these calls."""
         if not self.connect_only():
             return False
-        connection = self._connection
-        assert connection is not None
         self._held[submission.number] = submission
         try:
-            connection.send(number_frame(Kind.WATCH, submission.number))
-            connection.wait_until(lambda: submission.number in self._answers)
+            answer = self._answer_to(number_frame(Kind.WATCH, submission.number), submission.number)
         except SupervisorLostError:
             self._held.pop(submission.number, None)
             return False
-        if self._answers.pop(submission.number)["live"]:
+        if answer["live"]:
             return True
         self._held.pop(submission.number, None)
         return not submission.unfinished

@@ -34,6 +34,7 @@ class Connection:
     Attributes:
         client: The number that the supervisor gave this client.
         on_read: Called after each read by whichever thread has read.
+        is_closed: Whether it ended because one of both sides wanted it to.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Connection:
         self._spin = Spin()
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
+        self.is_closed = False
         self.on_read: Callable[[], None] | None = None
         try:
             self.client, self.supervisor_pid = self._shake_hands(address.key)
@@ -120,11 +122,13 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; whoever waits on it is told that it is gone."""
+        self.is_closed = True
         self.lost = self.lost or SupervisorLostError("the connection was closed by app.close()")
         self._socket.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
+        self.is_closed = True
         os.close(self._socket.detach())
         self.lost = SupervisorLostError("this invocation belongs to the process that forked this one")
 
@@ -156,6 +160,7 @@ class Connection:
             raise self._lose("it ended")
         for kind, body in self._frames.feed(bytes(self._buffer[:count])):
             if kind == Kind.REFUSED:
+                self.is_closed = True
                 self.lost = SupervisorLostError(str(json_from(body).get("error")))
                 raise self.lost
             self._on_frame(kind, body)

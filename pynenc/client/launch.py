@@ -28,6 +28,7 @@ class Paths(NamedTuple):
     start_lock: str
     run_file: str
     log: str
+    workers_lock: str
 
 
 class Address(NamedTuple):
@@ -40,7 +41,7 @@ class Address(NamedTuple):
 def paths_of(state_dir: str, app_id: str) -> Paths:
     """The files of an app; the app's id is made a safe file name."""
     name = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in app_id)
-    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run", ".log")))
+    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run", ".log", ".workers")))
 
 
 def prepare_state_dir(state_dir: str) -> None:
@@ -160,6 +161,7 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             "key": address.key.hex(),
             "database": paths.database,
             "start_lock": paths.start_lock,
+            "workers_lock": paths.workers_lock,
             "run_file": paths.run_file,
             "boot_path": boot_path(),
             "ready_fd": theirs,

@@ -99,11 +99,9 @@ class ClusterRunner(Asking):
             constant = constant._replace(dependencies=dependencies_column(on))
             entry = entry.entry
         assert isinstance(entry, Frozen)
-        assert self._connection is not None
         token = next(self._tokens)
-        self._connection.send(bytes_frame(Kind.COMMON, token, entry))
-        self._connection.wait_until(lambda: token in self._answers)
-        return constant._replace(common=int(self._answers.pop(token)["number"]))
+        answer = self._answer_to(bytes_frame(Kind.COMMON, token, entry), token)
+        return constant._replace(common=int(answer["number"]))
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Send calls as results are taken, so that at most `in_flight` are under way."""
@@ -115,9 +113,12 @@ class ClusterRunner(Asking):
         """Send one batch of a group or a stream."""
         self._connect()
         submission = self._open_batch()
+        self._send_packed(task, submission, packed, group)
+        return submission
+
+    def _send_packed(self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int) -> None:
         submission.count = submission.unfinished = packed.count
         self._send_batch(task, submission, packed, group or submission.number, self._caller())
-        return submission
 
     def offer(
         self, task: Task[Any, Any], packed: Packed, group: int
@@ -126,10 +127,14 @@ class ClusterRunner(Asking):
 
         Each of them is its index here, the batch and the index there, and whether its arguments differ.
         """
-        submission = self.submit_packed(task, packed, group)
-        assert self._connection is not None
+        self._connect()
+        submission = self._open_batch()
         number = submission.number
-        self._connection.wait_until(lambda: number in self._answers)
+        self._offered.add(number)
+        self._send_packed(task, submission, packed, group)
+        assert self._connection is not None
+        self._wait_through(self._connection, lambda: number in self._answers, None)
+        self._offered.discard(number)
         reused = self._answers.pop(number)["reused"]
         if not reused:
             return submission, []

@@ -46,6 +46,9 @@ READ_EVERY = 16
 GREETINGS = 20
 """How many supervisors may die under a client's hands before it gives up."""
 
+MAX_RECOVERIES = 5
+"""How many supervisors may die in a row without that any outcome comes."""
+
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
 
@@ -73,6 +76,10 @@ class Session:
         self._keys: dict[str, int] = {}
         self._task_keys: dict[Task[Any, Any], int] = {}
         self._held: dict[int, Submission] = {}
+        self._uncommitted: dict[int, Batch] = {}
+        self._numbers: list[int] = []
+        self._offered: set[int] = set()
+        self._recoveries = 0
         self._tokens = itertools.count(1)
         self._answers: dict[int, Any] = {}
         self._synced = 0
@@ -156,6 +163,9 @@ class Session:
             if self._connection is not None:
                 if self._connection.lost is None:
                     return
+                if any(one.unfinished for one in self._held.values()) and not self._connection.is_closed:
+                    self._take_up(self._connection)
+                    return
                 self._forget_lost_connection()
             app = self._the_app()
             inside = context.worker_of
@@ -181,6 +191,7 @@ class Session:
 
     def _greet(self, connected: Any, address: launch.Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
+        self._numbers.append(self._connection.client)
         self._number_batches(self._connection.client)
 
     def _number_batches(self, client: int) -> None:
@@ -193,6 +204,63 @@ class Session:
             submission.runner = LostRunner(self._runner, self._connection.lost)
         self._connection = None
         self._reset()
+
+    def _take_up(self, lost: Connection) -> None:
+        """Connect to another supervisor, and have it run what the dead one had not finished.
+
+        Raises:
+            RunnerError: There is none, or the supervisor did not die.
+        """
+        with self._lock:
+            if self._connection is not lost and self._connection is not None:
+                return  # Another thread has done it.
+            while True:
+                if self._connection is None or self._is_workers_own or lost.is_closed or self._is_hopeless():
+                    assert lost.lost is not None
+                    error = lost.lost
+                    if self._connection is not None:
+                        self._forget_lost_connection()
+                    raise error
+                try:
+                    self._connection = None
+                    self._connect()
+                    self._hand_over()
+                except SupervisorLostError:
+                    lost = self._connection or lost
+                    self._connection = lost
+                    continue
+                except BaseException:
+                    self._connection = lost
+                    self._forget_lost_connection()
+                    raise
+                return
+
+    def _is_hopeless(self) -> bool:
+        self._recoveries += 1
+        return self._recoveries > MAX_RECOVERIES
+
+    def _hand_over(self) -> None:
+        """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
+        connection = self._connection
+        assert connection is not None
+        for task, key in self._task_keys.items():
+            self._tell_of(task, key, connection)
+        sent = [one.number for one in self._held.values() if one.unfinished and not self._batcher.is_open(one)]
+        token = next(self._tokens)
+        connection.send(json_frame(Kind.ADOPT, token=token, clients=self._numbers, batches=sorted(sent)))
+        connection.wait_until(lambda: token in self._answers)
+        tasks = {key: task for task, key in self._task_keys.items()}
+        unknown = self._answers.pop(token)["unknown"]
+        for number in self._offered.difference(unknown):
+            self._answers[number] = {"reused": []}  # It had been taken.
+        for number in unknown:
+            batch = self._uncommitted.get(number)
+            if batch is not None and tasks[batch.task].conf.rerun_on_worker_loss:
+                connection.send(batch.to_frame())
+            elif number in self._held:
+                why = "its supervisor was killed, perhaps while it ran, and option rerun_on_worker_loss is False"
+                error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {why}")
+                self._held.pop(number).runner = LostRunner(self._runner, error)
 
     @property
     def _runner(self) -> RemoteRunner:
@@ -230,8 +298,9 @@ class Session:
         if connection is None:
             raise RunnerError("the connection was closed while calls were made")
         key = self._task_keys.get(task)
+        is_new = key is None
         if key is None:
-            key = self._declare(task, connection)
+            key = self._task_keys[task] = len(self._task_keys) + 1
         parent = NO_INVOCATION
         count, packing, payload, extras = packed
         if caller is not None:
@@ -239,34 +308,46 @@ class Session:
             submission.behind = behind(caller, extras, self._held)
             extras = extras._replace(lineage=caller.lineage)
         batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
-        connection.send(batch.to_frame())
+        if not self._is_workers_own:
+            self._uncommitted[batch.id] = batch
+        try:
+            if is_new:
+                self._tell_of(task, key, connection)
+            connection.send(batch.to_frame())
+        except SupervisorLostError:
+            self._take_up(connection)
+            return
         self._since_read += 1
         if self._since_read >= READ_EVERY:
             self._since_read = 0
             connection.read_nowait()
 
-    def _declare(self, task: Task[Any, Any], connection: Connection) -> int:
-        key = self._task_keys[task] = len(self._task_keys) + 1
+    def _tell_of(self, task: Task[Any, Any], key: int, connection: Connection) -> None:
         surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
         options = task.conf.rules(task.is_async)
         connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
-        return key
 
     # Coming in.
 
     def _take_in(self, kind: int, body: bytes) -> None:
         if kind == Kind.RESULTS:
             results = Results.from_body(body)
+            self._uncommitted.pop(results.batch, None)
             submission = self._held.get(results.batch)
             if submission is not None:
                 submission.add_results(results)
                 self._outcome_came(submission)
         elif kind == Kind.FAILURE:
             failure = Failure.from_body(body)
+            self._uncommitted.pop(failure.batch, None)
             submission = self._held.get(failure.batch)
             if submission is not None:
                 submission.add_failure(failure)
                 self._outcome_came(submission)
+        elif kind == Kind.COMMITTED:
+            last = number_from(body)
+            for number in [one for one in self._uncommitted if one <= last]:
+                del self._uncommitted[number]
         elif kind == Kind.SYNCED:
             self._synced = max(self._synced, number_from(body))
         elif kind == Kind.REPORT:
@@ -274,6 +355,7 @@ class Session:
             self._answers[fields.pop("token")] = fields
 
     def _outcome_came(self, submission: Submission) -> None:
+        self._recoveries = 0
         if not submission.unfinished:
             self._held.pop(submission.number, None)
         if submission.callbacks:
@@ -290,23 +372,36 @@ class Session:
 
     def ask(self, what: str, **fields: Any) -> dict[str, Any]:
         """Ask the supervisor something that it knows by name; its answer."""
-        self._connect()
-        connection = self._connection
-        assert connection is not None
         token = next(self._tokens)
-        connection.send(query_frame(what, token=token, **fields))
-        connection.wait_until(lambda: token in self._answers)
-        answer: dict[str, Any] = self._answers.pop(token)
-        return answer
+        return self._answer_to(query_frame(what, token=token, **fields), token)
+
+    def _answer_to(self, message: bytes, token: int) -> dict[str, Any]:
+        """Send a question, and wait for the answer of whichever supervisor gives it."""
+        while True:
+            self._connect()
+            connection = self._connection
+            assert connection is not None
+            try:
+                connection.send(message)
+                connection.wait_until(lambda: token in self._answers)
+            except SupervisorLostError:
+                self._take_up(connection)
+                continue
+            answer: dict[str, Any] = self._answers.pop(token)
+            return answer
 
     def sync(self) -> None:
         """Wait until everything that was submitted here is committed."""
-        if self._connection is None:
-            return
-        self._batcher.flush()
-        token = next(self._tokens)
-        self._connection.send(number_frame(Kind.SYNC, token))
-        self._connection.wait_until(lambda: self._synced >= token)
+        while self._connection is not None:
+            self._batcher.flush()
+            connection = self._connection
+            token = next(self._tokens)
+            try:
+                connection.send(number_frame(Kind.SYNC, token))
+                connection.wait_until(lambda: self._synced >= token)  # noqa: B023
+                return
+            except SupervisorLostError:
+                self._take_up(connection)
 
 
 def _close_at_exit() -> None:

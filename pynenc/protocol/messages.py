@@ -95,6 +95,8 @@ class Kind(IntEnum):
     RESUMED = 27
     WAITS = 28
     COMMON = 29
+    ADOPT = 30
+    COMMITTED = 31
 
 
 class Ending(IntEnum):

@@ -14,6 +14,9 @@ BATCH = (
     "SELECT task_id, count, group_id, parent, registered, packing, arguments, extras "
     "FROM batches JOIN tasks ON tasks.id = batches.task WHERE batches.id = ?"
 )
+WHOLE_BATCH = "SELECT * FROM batches WHERE id = ?"
+TASK = "SELECT task_id, options, context FROM tasks WHERE id = ?"
+RETRIES_OF_BATCH = "SELECT id, COUNT(*) FROM failures WHERE id BETWEEN ? AND ? AND ending = 0 GROUP BY id"
 ARGUMENTS = "SELECT arguments FROM batches WHERE id = ?"
 RESULTS_OF_BATCH = "SELECT * FROM results WHERE id BETWEEN ? AND ? ORDER BY id"
 FAILURES_OF_BATCH = "SELECT * FROM failures WHERE id BETWEEN ? AND ? AND ending > 0 ORDER BY id"

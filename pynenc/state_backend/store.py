@@ -174,6 +174,22 @@ class Store:
                 at = max(at, one.stop)
         return 0 if at >= stop else invocation_number(batch, at)
 
+    def batch(self, number: int) -> Batch | None:
+        """A batch that was committed, as it was sent; its task has the number that it has here."""
+        row = self._connection.execute(queries.WHOLE_BATCH, (number,)).fetchone()
+        return Batch._make(row) if row else None
+
+    def task(self, number: int) -> tuple[str, str, str]:
+        """A task's id, its options and where it is imported from, both JSON."""
+        task_id, options, context = self._connection.execute(queries.TASK, (number,)).fetchone()
+        return task_id, options, context
+
+    def retries_of(self, batch: int) -> dict[int, int]:
+        """How many attempts of each call of a batch were followed by another."""
+        bounds = (invocation_number(batch, 0), invocation_number(batch + 1, 0) - 1)
+        rows = self._connection.execute(queries.RETRIES_OF_BATCH, bounds).fetchall()
+        return {split_number(number)[1]: count for number, count in rows}
+
     def outcomes_of(self, batch: int) -> tuple[list[Results], list[Failure]]:
         """All results and failures of a batch that were committed."""
         return reader.outcomes_of(self._connection, batch)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import assert_never
 
-from pynenc.protocol.messages import NOT_RETRIABLE, Ending, Failure, format_invocation_id, invocation_number
+from pynenc.protocol.messages import NOT_RETRIABLE, Batch, Ending, Failure, format_invocation_id, invocation_number
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.events import EndCalls, Ended, FailLost
 from pynenc.supervisor.pool import Pool
@@ -123,6 +123,19 @@ class Endings:
             f"{what}; {why}",
             f"(call {call})",
             b"",
+        )
+
+    def of_dead_supervisor(self, batch: Batch, first: int, stop: int) -> Failure:
+        """The failure of calls that another supervisor had, which died, and that must not run twice."""
+        now = time.time()
+        task_id = self._tasks[batch.task].task_id
+        message = (
+            f"its supervisor was killed, perhaps while this call of task {task_id} ran; it is not run again because of the "
+            "task's option rerun_on_worker_loss=False"
+        )
+        times = (now, now)
+        return Failure(
+            batch.id, first, stop, 0, 0, Ending.FAILED, NOT_RETRIABLE, *times, "WorkerLostError", message, "", b""
         )
 
     def _why_dependency_failed(self, root: int) -> str:

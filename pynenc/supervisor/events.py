@@ -65,6 +65,22 @@ class BatchArrived(NamedTuple):
     settled: dict[tuple[int, int, int], int] = {}  # noqa: RUF012
 
 
+class BatchRecovered(NamedTuple):
+    """A batch comes again that another supervisor had taken and not finished.
+
+    Attributes:
+        batch: The batch.
+        succeeded: The calls `[first, stop)` that have their results.
+        failed: Those that have ended without.
+        retries: How many attempts after the first the others have had, by index.
+    """
+
+    batch: BatchArrived
+    succeeded: list[tuple[int, int]]
+    failed: list[tuple[int, int]]
+    retries: dict[int, int]
+
+
 class BatchOffered(NamedTuple):
     """A client submits a batch unless calls with the same registration keys wait already. All workers' positions."""
 
@@ -192,6 +208,7 @@ Event: TypeAlias = (
     TaskDeclared
     | BatchArrived
     | BatchOffered
+    | BatchRecovered
     | CallsSucceeded
     | CallFailed
     | RetryDue

@@ -19,12 +19,17 @@ _TOLD = ("boot_path", "persistent", "app_id", "address", "key", "database")
 class ForkServerProcess:
     """Starts the fork server, at once.
 
+    Args:
+        settings: What the launching client decided.
+        workers_lock: An open file that it and its workers are to keep open.
+
     Attributes:
         connection: The socket to it.
         memory: The slots of all workers.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any], workers_lock: int) -> None:
+        self._workers_lock = workers_lock
         self._settings = {name: settings[name] for name in _TOLD}
         self._environment = {**os.environ, **settings["worker_environment"]}
         self._slots_fd, self.memory = _shared_memory(MAX_SLOTS * SLOT_BYTES)
@@ -49,7 +54,10 @@ class ForkServerProcess:
         self.connection, theirs = socket.socketpair()
         settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
         self._process = start_module(
-            "pynenc.worker.forkserver", settings, (theirs.fileno(), self._slots_fd), environment=self._environment
+            "pynenc.worker.forkserver",
+            settings,
+            (theirs.fileno(), self._slots_fd, self._workers_lock),
+            environment=self._environment,
         )
         theirs.close()
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from pynenc.supervisor.fork_server import ForkServerProcess
+from pynenc.system.lock import FileLock
+
+WORKERS_END_S = 10.0
+"""How long workers of a supervisor that was killed may take to be gone; they are killed with it."""
 
 
 def main(settings: dict[str, Any]) -> None:
     """Start the fork server, then serve. What serving needs is imported while the fork server starts."""
-    fork_server = ForkServerProcess(settings)
+    # The fork server and its workers hold it as long as one of them lives: nothing runs twice at the same time.
+    workers_lock = FileLock(settings["workers_lock"])
+    workers_lock.acquire_within(WORKERS_END_S)
+    fork_server = ForkServerProcess(settings, workers_lock.fileno())
     from pynenc.supervisor.service import serve
 
     serve(settings, fork_server)

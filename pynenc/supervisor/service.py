@@ -49,6 +49,7 @@ class Supervisor:
         self._settings = settings
         self._key = bytes.fromhex(settings["key"])
         self._had_client = False
+        self._is_terminated = False
         self._greeting: set[Peer] = set()
         self._listener = _listen(settings["address"])
         self.pool = Pool(
@@ -87,8 +88,10 @@ class Supervisor:
             self.turn.run()
         except StateBackendError as error:
             self._fail(str(error))
-        if self.turn.interrupted and not self.pool.persistent:
-            self._terminated()
+        if self._is_terminated or (self.turn.interrupted and not self.pool.persistent):
+            self._fail("it was ended, by SIGTERM or by Ctrl-C in a script")
+        elif self.turn.stopped:
+            self._fail("it was stopped: pynenc runner stop --now")
         elif (
             self._had_client
             and not self._greeting
@@ -149,8 +152,7 @@ class Supervisor:
         self.loop.add(Peer(self.loop, woken, lambda *_: None, lambda *_: None))
 
     def _terminated(self) -> None:
-        self._remove_address()
-        self.loop.stop()
+        self._is_terminated = True  # The signal may have come in the middle of a turn.
 
     # The handshake: both sides prove that they know the key, which only this user can read.
 

@@ -42,6 +42,7 @@ from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
     BatchOffered,
+    BatchRecovered,
     CallFailed,
     CallLater,
     CallsSucceeded,
@@ -85,6 +86,9 @@ from pynenc.supervisor.pool import Pool, Worker
 from pynenc.supervisor.report import Report
 from pynenc.supervisor.task import Task
 
+COMMITTED_EVERY = 16
+"""After so many batches a client is told that they are committed, so that it need not keep them."""
+
 
 class Client:
     """A connected client.
@@ -92,16 +96,18 @@ class Client:
     Attributes:
         is_worker: Whether it is a worker whose task calls tasks; nobody stays for its sake.
         tasks: Its own numbers of the tasks that it declared.
+        uncommitted: How many batches came since it was told up to which they are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
     """
 
-    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks")
+    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks", "uncommitted")
 
     def __init__(self, number: int, peer: Peer, is_worker: bool) -> None:
         self.number = number
         self.is_worker = is_worker
         self.peer = peer
         self.tasks: dict[int, Task] = {}
+        self.uncommitted = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
 
 
@@ -122,6 +128,7 @@ class Turn:
         self._payloads = payloads
         self._pool = pool
         self.interrupted = False
+        self.stopped = False
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
@@ -141,7 +148,7 @@ class Turn:
             return
         events, self._events = self._events, []
         for event, outcome in events:
-            if type(event) is BatchArrived or type(event) is BatchOffered:
+            if type(event) is BatchArrived or type(event) is BatchOffered or type(event) is BatchRecovered:
                 event = self._with_settled(event)
             for effect in self._orchestrator.handle(event):
                 self._apply(effect, outcome)
@@ -204,6 +211,8 @@ class Turn:
                 token, payload = bytes_from(body)
                 number = self._store.add_common_arguments(payload)
                 self._after_commit.append((peer, json_frame(Kind.REPORT, token=token, number=number)))
+            elif kind == Kind.ADOPT:
+                self._adopt(client, json_from(body))
             elif kind == Kind.GOODBYE:
                 self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
                 self.loop.end(peer, "it said goodbye")
@@ -220,6 +229,10 @@ class Turn:
             raise ProtocolError(f"batch {batch.id} of client {client.number} for task {batch.task} fits nothing")
         if batch.id in self._orchestrator.batches:
             return
+        client.uncommitted += 1
+        if client.uncommitted == COMMITTED_EVERY:
+            client.uncommitted = 0
+            self._after_commit.append((client.peer, number_frame(Kind.COMMITTED, batch.id)))
         batch = batch._replace(task=task.number)
         extras = Extras.from_bytes(batch.extras, batch.count)
         # Groups are named by their first batch, so a client's own number is free to name its single calls.
@@ -235,9 +248,9 @@ class Turn:
         self._store.add_batch(batch, extras)
         self._payloads.add(batch)
 
-    def _with_settled(self, event: BatchArrived | BatchOffered) -> Event:
+    def _with_settled(self, event: BatchArrived | BatchOffered | BatchRecovered) -> Event:
         """A new batch, with what is known of dependencies that are finished."""
-        arrived = event.batch if isinstance(event, BatchOffered) else event
+        arrived = event if isinstance(event, BatchArrived) else event.batch
         if not arrived.extras.dependencies:
             return event
         self._dependents.add(arrived.batch)
@@ -247,7 +260,7 @@ class Turn:
             if on.batch not in self._orchestrator.batches and on[1:] not in settled:
                 settled[on[1:]] = self._store.first_without_result(*on[1:])
         arrived = arrived._replace(settled=settled)
-        return event._replace(batch=arrived) if isinstance(event, BatchOffered) else arrived
+        return arrived if isinstance(event, BatchArrived) else event._replace(batch=arrived)
 
     def _task_came(self, client: Client, fields: dict[str, Any]) -> None:
         import json
@@ -262,6 +275,59 @@ class Turn:
         task = self._tasks.setdefault(number, Task(number, task_id, context))
         client.tasks[key] = task
         self._events.append((TaskDeclared(number, rules), None))
+
+    def _adopt(self, client: Client, fields: dict[str, Any]) -> None:
+        """A client comes from a supervisor that died: what that one had committed and not finished is run here."""
+        try:
+            numbers = [int(number) for number in fields["clients"]]
+            batches = [int(number) for number in fields["batches"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a client came over without {error}") from None
+        for number in numbers:
+            self.clients.setdefault(number, client)
+        unknown = [number for number in batches if not self._recover(client, number)]
+        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), unknown=unknown)))
+
+    def _recover(self, client: Client, number: int) -> bool:
+        """Take a batch up that was committed by another supervisor; False when none was."""
+        batch = self._store.batch(number)
+        if batch is None:
+            return False
+        if self.clients.get(number >> BATCH_NUMBER_BITS) is not client:
+            self._watchers.setdefault(number, set()).add(client.number)
+        results, failures = self._store.outcomes_of(number)
+        self._deliveries += [*results, *failures]
+        succeeded, failed = [one[1:3] for one in results], [one[1:3] for one in failures]
+        left = batch.count - sum(stop - first for first, stop in (*succeeded, *failed))
+        if not left or number in self._orchestrator.batches:
+            return True
+        if not self._know_task(batch.task).rerun_on_worker_loss:
+            self._keep_from_running(batch, [*succeeded, *failed])
+            return True
+        extras = Extras.from_bytes(batch.extras, batch.count)
+        arrived = BatchArrived(number, batch.task, batch.count, batch.group or number >> BATCH_NUMBER_BITS, extras)
+        self._payloads.add(batch)
+        self._events.append((BatchRecovered(arrived, succeeded, failed, self._store.retries_of(number)), None))
+        return True
+
+    def _keep_from_running(self, batch: Batch, ended: list[tuple[int, int]]) -> None:
+        """End calls that must not run twice: some of them may have begun."""
+        start = 0
+        for first, stop in [*sorted(ended), (batch.count, batch.count)]:
+            if start < first:
+                self._keep(self._endings.of_dead_supervisor(batch, start, first))
+            start = stop
+
+    def _know_task(self, number: int) -> TaskOptions:
+        """Take in a task that a client has declared to another supervisor."""
+        import json
+
+        task_id, options, context = self._store.task(number)
+        rules = TaskOptions(**json.loads(options))
+        if number not in self._tasks:
+            self._tasks[number] = Task(number, task_id, json.loads(context))
+            self._events.append((TaskDeclared(number, rules), None))
+        return rules
 
     def _watch(self, client: Client, batch: int) -> None:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
@@ -300,8 +366,7 @@ class Turn:
         elif what == "stop":
             answer = {}
             self._pool.persistent = False
-            if fields.get("now"):
-                self.loop.stop()
+            self.stopped = bool(fields.get("now"))
         elif what == "purge":
             if not self.drained():
                 answer = {"error": "calls are still running or waiting to run"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from types import TracebackType
 
 
@@ -37,6 +38,21 @@ class FileLock:
             return False
         self._fd = fd
         return True
+
+    def acquire_within(self, seconds: float) -> bool:
+        """Hold the lock as soon as nobody else does, or open its file after so many seconds; whether it is held."""
+        deadline = time.monotonic() + seconds
+        while not self.acquire_nowait():
+            if time.monotonic() >= deadline:
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                return False
+            time.sleep(0.002)
+        return True
+
+    def fileno(self) -> int:
+        """The open file; who inherits it holds the lock, too."""
+        assert self._fd is not None
+        return self._fd
 
     def release(self) -> None:
         """Let others have it."""

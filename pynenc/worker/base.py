@@ -107,7 +107,10 @@ class BaseWorker:
     def send(self, message: bytes) -> None:
         """Send frames, after what was printed before."""
         flush_output()  # What a call printed is seen before its result.
-        self.connection.sendall(message)
+        try:
+            self.connection.sendall(message)
+        except OSError:
+            os._exit(1)  # The supervisor has gone, and so does this process, in the middle of a call.
 
     def take_lease(self, lease: Lease) -> None:
         """Calls came to be run."""

@@ -98,7 +98,7 @@ def test_a_killed_fork_server_is_replaced_with_its_workers() -> None:
 
 
 def test_a_killed_supervisor_takes_its_workers_along(tmp_path: Path) -> None:
-    invocation = tasks.wait_for(str(tmp_path / "never"))
+    invocation = tasks.wait_for(str(tmp_path / "gate"))
     tasks.app._cluster.sync()
     marker = os.environ["PYNENC_TEST_MARKER"]
     report = tasks.app.report()
@@ -106,7 +106,9 @@ def test_a_killed_supervisor_takes_its_workers_along(tmp_path: Path) -> None:
     psutil.Process(report["pid"]).kill()
     wait_until(lambda: not own_processes(marker), "all processes have ended")
     assert not invocation.status.is_final
+    (tmp_path / "gate").touch()
     assert tasks.add(1, 2).result == 3  # A new supervisor starts, and takes away what the dead one left.
+    assert invocation.result == str(tmp_path / "gate")
 
 
 def test_a_worker_that_closes_its_connection_is_replaced() -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pynenc import InvocationNotFoundError, InvocationStatus, RunnerError
-from pynenc.exceptions import SupervisorLostError
+from pynenc.client import launch
 from tests import tasks
 from tests.conftest import PROJECT, Finished, own_processes, wait_until
 
@@ -232,18 +232,23 @@ def test_purge_forgets_everything_but_not_what_runs(tmp_path: Path) -> None:
     assert tasks.add(1).result == 1
 
 
-def test_a_client_that_loses_its_supervisor_is_told_and_can_go_on(tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    lost = tasks.wait_for(str(gate))
+def test_a_supervisor_that_comes_to_nothing_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = tasks.wait_for(str(tmp_path / "gate"))
     tasks.app._cluster.sync()
     report = tasks.app.report()
     assert report is not None
+
+    def fail(*_: object) -> None:
+        raise RunnerError("no supervisor can be started")
+
+    monkeypatch.setattr(launch, "find_or_start", fail)
     psutil.Process(report["pid"]).send_signal(signal.SIGKILL)
-    with pytest.raises(SupervisorLostError, match="is gone"):
+    with pytest.raises(RunnerError, match="no supervisor can be started"):
         lost.result  # noqa: B018
-    assert tasks.add(1, 2).result == 3
     with pytest.raises(RunnerError):
         lost.result  # noqa: B018
+    monkeypatch.undo()
+    assert tasks.add(1, 2).result == 3
 
 
 def test_many_clients_with_many_calls_each(tmp_path: Path) -> None:

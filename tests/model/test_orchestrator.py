@@ -19,6 +19,7 @@ from pynenc.supervisor.events import (
     BatchArrived,
     BatchFinished,
     BatchOffered,
+    BatchRecovered,
     CallFailed,
     CallLater,
     CallsSucceeded,
@@ -140,6 +141,7 @@ class Cluster(RuleBasedStateMachine):
         self.tasks: dict[int, int] = {}
         self.extras: dict[int, Extras] = {}
         self.offered: set[int] = set()
+        self.registered: dict[bytes, tuple[int, int]] = {}
 
     @initialize(
         count=st.integers(1, 3),
@@ -164,14 +166,52 @@ class Cluster(RuleBasedStateMachine):
             retry_on_timeout=retries > 1,
             expires_s=expires,
         )
-        self.tell(TaskDeclared(1, options))
-        self.tell(TaskDeclared(2, options._replace(priority=1)))
+        self.options = {1: options, 2: options._replace(priority=1), 6: options._replace(concurrency=CONCURRENT[6])}
         for task, running in KEYED.items():
             keyed = options._replace(max_running=running, reroute=task not in NOT_WAITING)
-            self.tell(TaskDeclared(task, keyed._replace(concurrency=CONCURRENT.get(task, 0))))
-        self.tell(TaskDeclared(6, options._replace(concurrency=CONCURRENT[6])))
-        for _ in range(count):
+            self.options[task] = keyed._replace(concurrency=CONCURRENT.get(task, 0))
+        self.start()
+
+    def start(self) -> None:
+        for task, options in self.options.items():
+            self.tell(TaskDeclared(task, options))
+        for _ in range(self.size):
             self.join()
+
+    @precondition(lambda self: any(self.sizes.values()))
+    @rule()
+    def supervisor_dies(self) -> None:
+        """Another one takes over what is not finished; workers and all that waited are gone."""
+        self.orchestrator = Orchestrator(0.02, self.size, spares=1)
+        for gone in (self.workers, self.concurrent, self.dying, self.later, self.joining, self.steps):
+            gone.clear()
+        self.looking = self.watching = False
+        self.registered = {
+            key_at(self.extras[batch].registration, index): (batch, index)
+            for batch in sorted(self.offered - self.finished)
+            for index in range(self.sizes[batch])
+            if (batch, index) not in self.outcomes
+        }
+        self.start()
+        for batch in sorted(self.sizes.keys() - self.finished):
+            indices = range(self.sizes[batch])
+            if not self.reruns:
+                for index in indices:
+                    self.outcomes.setdefault((batch, index), "lost")
+                self.finished.add(batch)
+                continue
+            ended = {index: self.outcomes[batch, index] for index in indices if (batch, index) in self.outcomes}
+            succeeded = [(index, index + 1) for index, how in ended.items() if how == "succeeded"]
+            failed = [(index, index + 1) for index, how in ended.items() if how != "succeeded"]
+            retries = {index: self.retries[batch, index] for index in indices if (batch, index) in self.retries}
+            settled = {}
+            for on in self.extras[batch].depended_on():
+                if on.batch in self.finished:
+                    taken = [(on.batch, at) for at in range(on.first, on.stop)]
+                    bad = next((call for call in taken if self.outcomes[call] != "succeeded"), None)
+                    settled[on[1:]] = invocation_number(*bad) if bad else 0
+            arrived = BatchArrived(batch, self.tasks[batch], len(indices), 1, self.extras[batch], settled)
+            self.tell(BatchRecovered(arrived, succeeded, failed, retries))
 
     def join(self, concurrent: bool = False) -> None:
         self.last_worker += 1
@@ -370,12 +410,9 @@ class Cluster(RuleBasedStateMachine):
 
     def check_answer(self, answer: AnswerOffer) -> None:
         extras = self.extras[answer.batch]
-        latest = {
-            key_at(self.extras[batch].registration, index): (batch, index)
-            for batch in sorted(self.offered)
-            for index in range(self.sizes[batch])
+        registered = {
+            key: call for key, call in self.registered.items() if call not in self.outcomes and not self.has_begun(call)
         }
-        registered = {k: call for k, call in latest.items() if call not in self.outcomes and not self.has_begun(call)}
         keys = [key_at(extras.registration, index) for index in range(self.sizes[answer.batch])]
         assert {one.index: (one.batch, one.there) for one in answer.reused} == {
             at: registered[key] for at, key in enumerate(keys) if key in registered
@@ -388,6 +425,7 @@ class Cluster(RuleBasedStateMachine):
             self.finished.add(answer.batch)
         else:
             self.offered.add(answer.batch)
+            self.registered |= {key: (answer.batch, at) for at, key in enumerate(keys)}
 
     def has_begun(self, call: tuple[int, int]) -> bool:
         """Whether a worker has come to a call; it may have left it out because of a cut."""

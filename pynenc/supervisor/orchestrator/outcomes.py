@@ -117,11 +117,16 @@ class Outcomes:
         return []
 
     def _put_ready(self, calls: list[tuple[int, int]]) -> None:
-        """Queue calls that wait for nothing any more; those that lie side by side together."""
+        """Queue calls that wait for nothing any more; those that lie side by side together, if they were never tried."""
         start = 0
         for at in range(1, len(calls) + 1):
-            if at == len(calls) or calls[at] != (calls[at - 1][0], calls[at - 1][1] + 1):
-                batch, first = calls[start]
+            batch, first = calls[start]
+            retries = self.batches[batch].retries
+            if (
+                at == len(calls)
+                or calls[at] != (batch, calls[at - 1][1] + 1)
+                or (retries and (first in retries or calls[at][1] in retries))
+            ):
                 self._queue(self._range(batch, first, calls[at - 1][1] + 1))
                 start = at
 

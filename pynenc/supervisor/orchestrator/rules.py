@@ -12,6 +12,7 @@ from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import (
     BatchArrived,
     BatchOffered,
+    BatchRecovered,
     CallFailed,
     CallsSucceeded,
     CallsWithdrawn,
@@ -61,6 +62,8 @@ class Orchestrator(Concurrent):
                 return self.batch_arrived(event)
             case BatchOffered():
                 return self.batch_offered(event)
+            case BatchRecovered():
+                return self.batch_recovered(event)
             case CallFailed():
                 return self.call_failed(event)
             case TaskDeclared():

@@ -1,0 +1,166 @@
+"""A supervisor that is killed: another one takes its work up, and the script goes on.
+
+| what the script does | what it sees |
+| --- | --- |
+| waits for a result, a group, a stream, a callback, an `await` | a pause; then all results, in order |
+| goes on submitting | nothing |
+| has calls with rerun_on_worker_loss=False under way | WorkerLostError, or SupervisorLostError for what was not committed |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pynenc import InvocationStatus, WorkerLostError
+from pynenc.exceptions import SupervisorLostError
+from tests import concurrent_tasks, rules, tasks
+from tests.conftest import own_processes, wait_until
+
+
+def supervisor() -> psutil.Process:
+    report = tasks.app.report()
+    assert report is not None
+    return psutil.Process(report["pid"])
+
+
+def kill_supervisor() -> None:
+    process = supervisor()
+    process.send_signal(signal.SIGKILL)
+
+
+def test_a_script_that_waits_gets_its_result_from_another_supervisor(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    invocation = tasks.wait_for(str(gate))
+    tasks.app._cluster.sync()
+    kill_supervisor()
+    began = time.monotonic()
+    threading.Timer(0.01, gate.touch).start()
+    assert invocation.result is not None
+    assert time.monotonic() - began < 2
+    assert invocation.status is InvocationStatus.SUCCESS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_is_whole_and_in_order_whenever_the_supervisor_dies(seed: int) -> None:
+    chance = random.Random(seed)
+    tasks.add(1, 2).result  # noqa: B018  # It is up.
+    for _ in range(3):
+        killer = threading.Timer(chance.uniform(0.0, 0.15), supervisor().kill)
+        killer.start()
+        group = tasks.sleep_for.parallelize([(0.0005, x) for x in range(1500)])
+        singles = [tasks.add(x, 1) for x in range(500)]
+        assert list(group.results) == list(range(1500))
+        assert [one.result for one in singles] == list(range(1, 501))
+        killer.join()
+
+
+def test_what_was_not_committed_is_sent_again() -> None:
+    tasks.add(1, 2).result  # noqa: B018
+    process = supervisor()
+    process.suspend()
+    invocations = [tasks.add(x, 1) for x in range(300)]
+    group = tasks.add.parallelize([(x, 2) for x in range(5000)])
+    process.kill()
+    assert [one.result for one in invocations] == list(range(1, 301))
+    assert list(group.results) == list(range(2, 5002))
+
+
+def test_streams_callbacks_and_awaits_go_on() -> None:
+    tasks.add(1, 2).result  # noqa: B018
+    seen: list[int] = []
+    for at, value in enumerate(tasks.add.stream(((x, 1) for x in range(300)), in_flight=8)):
+        assert value == at + 1
+        if at == 100:
+            kill_supervisor()
+    called = tasks.sleep_for(0.2, 5)
+    called.add_done_callback(lambda done: seen.append(done.result))
+    tasks.app._cluster.sync()
+    kill_supervisor()
+    wait_until(lambda: seen == [5], "the callback is called")
+
+    async def wait() -> list[int]:
+        waited = [tasks.sleep_for(0.2, x) for x in range(3)]
+        tasks.app._cluster.sync()
+        kill_supervisor()
+        return list(await asyncio.gather(*(one.async_result() for one in waited)))
+
+    assert asyncio.run(wait()) == [0, 1, 2]
+
+
+def test_threads_that_wait_at_once_all_go_on() -> None:
+    results: dict[int, int] = {}
+
+    def wait(x: int) -> None:
+        results[x] = tasks.sleep_for(0.3, x).result
+
+    threads = [threading.Thread(target=wait, args=(x,)) for x in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: (tasks.app.report() or {}).get("unfinished", 0) == 4, "all are submitted")
+    kill_supervisor()
+    for thread in threads:
+        thread.join(30)
+    assert results == {x: x for x in range(4)}
+
+
+def test_calls_that_wait_for_calls_and_results_as_arguments_go_on() -> None:
+    tasks.add(1, 2).result  # noqa: B018
+    killer = threading.Timer(0.05, supervisor().kill)
+    killer.start()
+    fibonacci = rules.fibonacci(12)
+    awaited = concurrent_tasks.fibonacci(8)
+    slow = tasks.sleep_for.parallelize([(0.02, x) for x in range(10)])
+    total = tasks.add(tasks.add(tasks.sleep_for(0.2, 1), 1), tasks.add(tasks.sleep_for(0.2, 2), 2))
+    assert fibonacci.get(timeout=60) == 144
+    assert awaited.get(timeout=60) == 21
+    assert total.get(timeout=60) == 6
+    assert list(slow.results) == list(range(10))
+    killer.join()
+
+
+def test_a_call_that_must_not_run_twice_fails(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    invocation = tasks.hold_without_rerun(str(log), str(tmp_path / "never"))
+    wait_until(log.exists, "it runs")
+    tasks.app._cluster.sync()
+    kill_supervisor()
+    with pytest.raises(WorkerLostError, match="rerun_on_worker_loss"):
+        invocation.result  # noqa: B018
+    assert tasks.add(1, 2).result == 3
+    assert log.read_text() == "ran\n"
+
+
+def test_workers_of_the_dead_are_gone_before_their_calls_run_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    invocation = tasks.alone(str(log))
+    wait_until(lambda: log.exists() and "begins" in log.read_text(), "it runs")
+    kill_supervisor()
+    assert invocation.result == "was alone"
+
+
+def test_a_retried_call_keeps_its_count(tmp_path: Path) -> None:
+    invocation = rules.fail_at_first(str(tmp_path / "log"), 2)
+    assert invocation.result == 2
+    waiting = rules.retry_much_later(str(tmp_path / "late"))
+    wait_until(lambda: waiting.status is InvocationStatus.RETRY, "its first attempt is over")
+    kill_supervisor()
+    assert waiting.get(timeout=60) == 1
+
+
+def test_a_supervisor_that_was_ended_on_purpose_is_not_replaced(tmp_path: Path) -> None:
+    invocation = tasks.wait_for(str(tmp_path / "never"))
+    tasks.app._cluster.sync()
+    supervisor().send_signal(signal.SIGTERM)
+    with pytest.raises(SupervisorLostError, match="it was ended"):
+        invocation.result  # noqa: B018
+    marker = os.environ["PYNENC_TEST_MARKER"]
+    wait_until(lambda: not own_processes(marker), "nothing is started in its place")
