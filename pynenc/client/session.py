@@ -93,21 +93,19 @@ class Session:
     def close(self) -> None:
         """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
         with self._lock:
-            connection = self._connection
-            if connection is None:
+            if self._connection is None:
                 return
             try:
                 self._batcher.close()
-                token = next(self._tokens)
-                connection.send(number_frame(Kind.SYNC, token))
-                connection.wait_until(lambda: self._synced >= token, EXIT_S)
+                self.sync(EXIT_S)
                 self._run_ready()
-                connection.send(frame(Kind.GOODBYE))
+                self._connection.send(frame(Kind.GOODBYE))
             except RunnerError as error:
                 if self._held:
                     self._the_app().logger.error("%s", error)
             finally:
-                connection.close()
+                if self._connection is not None:
+                    self._connection.close()
                 self._connection = None
                 if self._callbacks is not None:
                     self._callbacks.end()
@@ -390,17 +388,19 @@ class Session:
             answer: dict[str, Any] = self._answers.pop(token)
             return answer
 
-    def sync(self) -> None:
-        """Wait until everything that was submitted here is committed."""
+    def sync(self, timeout: float | None = None) -> None:
+        """Wait until everything that was submitted here is committed; so many seconds at most."""
         while self._connection is not None:
             self._batcher.flush()
             connection = self._connection
             token = next(self._tokens)
             try:
                 connection.send(number_frame(Kind.SYNC, token))
-                connection.wait_until(lambda: self._synced >= token)  # noqa: B023
+                connection.wait_until(lambda: self._synced >= token, timeout)  # noqa: B023
                 return
             except SupervisorLostError:
+                if not any(one.unfinished for one in self._held.values()):
+                    return  # Then it was committed.
                 self._take_up(connection)
 
 

@@ -15,6 +15,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ import pytest
 from pynenc import InvocationStatus, WorkerLostError
 from pynenc.exceptions import SupervisorLostError
 from tests import concurrent_tasks, rules, tasks
-from tests.conftest import own_processes, wait_until
+from tests.conftest import Finished, own_processes, wait_until
 
 
 def supervisor() -> psutil.Process:
@@ -72,6 +73,35 @@ def test_what_was_not_committed_is_sent_again() -> None:
     process.kill()
     assert [one.result for one in invocations] == list(range(1, 301))
     assert list(group.results) == list(range(2, 5002))
+
+
+def test_a_script_that_waits_for_nothing_loses_nothing_when_it_ends(
+    run_python: Callable[..., Finished], tmp_path: Path
+) -> None:
+    script = (
+        "import os, signal\n"
+        "from jobs import app, note\n"
+        f"ran = {str(tmp_path / 'ran')!r}\n"
+        "note(ran, -1).result\n"
+        "pid = app.report()['pid']\n"
+        "os.kill(pid, signal.SIGSTOP)\n"
+        "for x in range(700):\n"
+        "    note(ran, x)\n"
+        "os.kill(pid, signal.SIGKILL)\n"
+    )
+    jobs = (
+        "from pynenc import Pynenc\n"
+        "app = Pynenc()\n"
+        "@app.task\n"
+        "def note(path: str, x: int) -> None:\n"
+        "    with open(path, 'a') as file:\n"
+        "        file.write(f'{x}\\n')\n"
+    )
+    finished = run_python({"jobs.py": jobs, "script.py": script}, "script.py")
+    assert (finished.code, finished.err) == (0, "")
+    ran = tmp_path / "ran"
+    wait_until(lambda: len(ran.read_text().split()) == 701, "all have run")
+    assert sorted(map(int, ran.read_text().split())) == list(range(-1, 700))
 
 
 def test_streams_callbacks_and_awaits_go_on() -> None:
