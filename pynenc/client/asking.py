@@ -89,8 +89,7 @@ class Asking(Session):
                 self._take_up(connection)
                 if done():
                     return True
-                assert self._connection is not None
-                connection = self._connection
+                connection = self._live_connection()
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
     async def until(self, outcome: Future[None], submission: Submission) -> None:
@@ -151,8 +150,7 @@ class Asking(Session):
         self._batcher.flush()
         live = [(one.number, first, stop) for one, first, stop in calls if one.unfinished]
         if live and self.connect_only():
-            assert self._connection is not None
-            self._connection.send(json_frame(Kind.CANCEL, calls=live, force=force))
+            self._live_connection().send(json_frame(Kind.CANCEL, calls=live, force=force))
             self.sync()
 
     def attempts_of(self, submission: Submission, index: int) -> Attempts:

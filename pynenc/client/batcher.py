@@ -127,10 +127,6 @@ class Batcher:
                 self._leave(task)
             return submission, index
 
-    def is_open(self, submission: Submission) -> bool:
-        """Whether a batch has not left yet."""
-        return any(batch.submission is submission for batch in list(self._open.values()))
-
     def flush(self, older_than_s: float = 0.0) -> None:
         """Let the open batches leave that are at least this old."""
         if not self._open:
@@ -150,12 +146,9 @@ class Batcher:
             self._flusher = None
 
     def _leave(self, task: Task[Any, Any]) -> None:
-        batch = self._open[task]
+        batch = self._open.pop(task)
         packed = _packed(batch.entries, batch.prepared, constant_of(task))
-        try:
-            self._send(task, batch.submission, packed, 0, batch.caller)
-        finally:
-            del self._open[task]
+        self._send(task, batch.submission, packed, 0, batch.caller)
 
     def _wake_flusher(self) -> None:
         """While a batch is open, a helper thread sees to it that it leaves in time."""

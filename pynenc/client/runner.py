@@ -132,8 +132,7 @@ class ClusterRunner(Asking):
         number = submission.number
         self._offered.add(number)
         self._send_packed(task, submission, packed, group)
-        assert self._connection is not None
-        self._wait_through(self._connection, lambda: number in self._answers, None)
+        self._wait_through(self._live_connection(), lambda: number in self._answers, None)
         self._offered.discard(number)
         reused = self._answers.pop(number)["reused"]
         if not reused:

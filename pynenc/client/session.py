@@ -77,6 +77,8 @@ class Session:
         self._task_keys: dict[Task[Any, Any], int] = {}
         self._held: dict[int, Submission] = {}
         self._uncommitted: dict[int, Batch] = {}
+        self._committed: set[int] = set()
+        self._handed_over: set[int] = set()
         self._numbers: list[int] = []
         self._offered: set[int] = set()
         self._recoveries = 0
@@ -92,18 +94,20 @@ class Session:
 
     def close(self) -> None:
         """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
-        with self._lock:
-            if self._connection is None:
-                return
-            try:
-                self._batcher.close()
-                self.sync(EXIT_S)
-                self._run_ready()
+        if self._connection is None:
+            return
+        try:
+            self._batcher.close()
+            self.sync(EXIT_S)
+            self._run_ready()
+            if self._connection is not None:
                 self._connection.send(frame(Kind.GOODBYE))
-            except RunnerError as error:
-                if self._held:
-                    self._the_app().logger.error("%s", error)
-            finally:
+        except RunnerError as error:
+            if self._held:
+                self._the_app().logger.error("%s", error)
+        finally:
+            # Only now: whoever sends a batch may have to wait for the lock, and closing waits for that batch.
+            with self._lock:
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
@@ -141,8 +145,13 @@ class Session:
     def connect_only(self) -> bool:
         """Connect if a supervisor runs, without starting one; whether it is connected."""
         with self._lock:
-            if self._connection is not None and self._connection.lost is None:
-                return True
+            if self._connection is not None:
+                if self._connection.lost is None:
+                    return True
+                if self._has_to_go_on(self._connection):
+                    self._take_up(self._connection)
+                    return True
+                self._forget_lost_connection()
             app = self._the_app()
             if context.worker_of is not None and context.worker_of.app_id == app.app_id:
                 self._connect()
@@ -161,7 +170,7 @@ class Session:
             if self._connection is not None:
                 if self._connection.lost is None:
                     return
-                if any(one.unfinished for one in self._held.values()) and not self._connection.is_closed:
+                if self._has_to_go_on(self._connection):
                     self._take_up(self._connection)
                     return
                 self._forget_lost_connection()
@@ -233,6 +242,9 @@ class Session:
                     raise
                 return
 
+    def _has_to_go_on(self, lost: Connection) -> bool:
+        return not lost.is_closed and any(one.unfinished for one in list(self._held.values()))
+
     def _is_hopeless(self) -> bool:
         self._recoveries += 1
         return self._recoveries > MAX_RECOVERIES
@@ -243,9 +255,10 @@ class Session:
         assert connection is not None
         for task, key in self._task_keys.items():
             self._tell_of(task, key, connection)
-        sent = [one.number for one in self._held.values() if one.unfinished and not self._batcher.is_open(one)]
+        self._handed_over = {one.number for one in list(self._held.values()) if one.unfinished and self._was_sent(one)}
         token = next(self._tokens)
-        connection.send(json_frame(Kind.ADOPT, token=token, clients=self._numbers, batches=sorted(sent)))
+        batches = sorted(self._handed_over)
+        connection.send(json_frame(Kind.ADOPT, token=token, clients=self._numbers, batches=batches))
         connection.wait_until(lambda: token in self._answers)
         tasks = {key: task for task, key in self._task_keys.items()}
         unknown = self._answers.pop(token)["unknown"]
@@ -256,9 +269,22 @@ class Session:
             if batch is not None and tasks[batch.task].conf.rerun_on_worker_loss:
                 connection.send(batch.to_frame())
             elif number in self._held:
-                why = "its supervisor was killed, perhaps while it ran, and option rerun_on_worker_loss is False"
+                if batch is None:
+                    why = "its supervisor was killed, and the state backend has lost it"
+                else:
+                    why = "its supervisor was killed, perhaps while it ran, and option rerun_on_worker_loss is False"
                 error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {why}")
                 self._held.pop(number).runner = LostRunner(self._runner, error)
+
+    def _was_sent(self, submission: Submission) -> bool:
+        """Whether a batch has left; one that is just leaving is sent to the new supervisor by whoever sends it."""
+        number = submission.number
+        return (
+            number in self._uncommitted
+            or number in self._committed
+            or bool(submission.stretches or submission.failures)
+            or number >> BATCH_NUMBER_BITS not in self._numbers  # Somebody else's, which is watched.
+        )
 
     @property
     def _runner(self) -> RemoteRunner:
@@ -292,9 +318,7 @@ class Session:
     def _send_batch(
         self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int, caller: Caller | None
     ) -> None:
-        connection = self._connection
-        if connection is None:
-            raise RunnerError("the connection was closed while calls were made")
+        connection = self._live_connection()
         key = self._task_keys.get(task)
         is_new = key is None
         if key is None:
@@ -308,17 +332,44 @@ class Session:
         batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
         if not self._is_workers_own:
             self._uncommitted[batch.id] = batch
+        message = batch.to_frame()
         try:
             if is_new:
                 self._tell_of(task, key, connection)
-            connection.send(batch.to_frame())
+            connection.send(message)
         except SupervisorLostError:
-            self._take_up(connection)
+            self._send_again(batch, message, connection)
             return
         self._since_read += 1
         if self._since_read >= READ_EVERY:
             self._since_read = 0
             connection.read_nowait()
+
+    def _connected(self) -> Connection | None:
+        """The connection, after another thread has made it if one is at it; None when it was closed."""
+        if self._connection is not None:
+            return self._connection
+        with self._lock:
+            return self._connection
+
+    def _live_connection(self) -> Connection:
+        connection = self._connected()
+        if connection is None:
+            raise RunnerError("the connection was closed while calls were made or waited for")
+        return connection
+
+    def _send_again(self, batch: Batch, message: bytes, lost: Connection) -> None:
+        """See to it that another supervisor has a batch that may not have reached one."""
+        while True:
+            self._take_up(lost)
+            if batch.id in self._handed_over:
+                return
+            lost = self._live_connection()
+            try:
+                lost.send(message)
+            except SupervisorLostError:
+                continue
+            return
 
     def _tell_of(self, task: Task[Any, Any], key: int, connection: Connection) -> None:
         surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
@@ -330,27 +381,35 @@ class Session:
     def _take_in(self, kind: int, body: bytes) -> None:
         if kind == Kind.RESULTS:
             results = Results.from_body(body)
-            self._uncommitted.pop(results.batch, None)
+            self._is_committed(results.batch)
             submission = self._held.get(results.batch)
             if submission is not None:
                 submission.add_results(results)
                 self._outcome_came(submission)
         elif kind == Kind.FAILURE:
             failure = Failure.from_body(body)
-            self._uncommitted.pop(failure.batch, None)
+            self._is_committed(failure.batch)
             submission = self._held.get(failure.batch)
             if submission is not None:
                 submission.add_failure(failure)
                 self._outcome_came(submission)
         elif kind == Kind.COMMITTED:
             last = number_from(body)
-            for number in [one for one in self._uncommitted if one <= last]:
-                del self._uncommitted[number]
+            for number in list(self._uncommitted):
+                if number > last:
+                    break  # They are in the order in which they were sent; what came out of order is told of later.
+                self._committed.add(number)
+                self._uncommitted.pop(number, None)
         elif kind == Kind.SYNCED:
             self._synced = max(self._synced, number_from(body))
         elif kind == Kind.REPORT:
             fields = json_from(body)
             self._answers[fields.pop("token")] = fields
+
+    def _is_committed(self, number: int) -> None:
+        """An outcome says so."""
+        self._uncommitted.pop(number, None)
+        self._committed.discard(number)
 
     def _outcome_came(self, submission: Submission) -> None:
         self._recoveries = 0
@@ -390,16 +449,18 @@ class Session:
 
     def sync(self, timeout: float | None = None) -> None:
         """Wait until everything that was submitted here is committed; so many seconds at most."""
-        while self._connection is not None:
+        while True:
             self._batcher.flush()
-            connection = self._connection
+            connection = self._connected()
+            if connection is None:
+                return
             token = next(self._tokens)
             try:
                 connection.send(number_frame(Kind.SYNC, token))
                 connection.wait_until(lambda: self._synced >= token, timeout)  # noqa: B023
                 return
             except SupervisorLostError:
-                if not any(one.unfinished for one in self._held.values()):
+                if not any(one.unfinished for one in list(self._held.values())):
                     return  # Then it was committed.
                 self._take_up(connection)
 
