@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from pynenc.conf.config_task import ConfigTask
-from tests.conftest import Finished
+from tests.conftest import PROJECT, Finished
 
-PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Finished, own_processes, wait_until
+from tests.conftest import PROJECT, Finished, own_processes, wait_until
 
 RunPython = Callable[..., Finished]
-PROJECT = Path(__file__).resolve().parents[2]
 APP = """
 import sys
 from pynenc import Pynenc

@@ -20,8 +20,7 @@ from pynenc.conf.config_task import (
 from pynenc.conf.reference import reference
 from pynenc.conf.sources import explain
 from pynenc.exceptions import RetryError
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.conftest import PROJECT
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import pytest
 
 from pynenc.system.cpus import thread_caps, usable_cpus
 from pynenc.system.lock import FileLock
+from tests.conftest import PROJECT
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -83,5 +84,5 @@ def test_the_way_of_a_call_is_as_the_architecture_page_says(module: str, name: s
     for part in name.split("."):
         found = getattr(found, part)
     assert callable(found)
-    page = (Path(__file__).resolve().parents[2] / "docs" / "architecture.md").read_text()
+    page = (PROJECT / "docs" / "architecture.md").read_text()
     assert f"`{name}`" in page or f"`{module.rpartition('.')[2]}.{name}`" in page
