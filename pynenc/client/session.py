@@ -72,8 +72,6 @@ class Session:
 
     def _reset(self) -> None:
         self._batch_numbers: Iterator[int] = iter(())
-        self._last_batch = 0
-        self._keys: dict[str, int] = {}
         self._task_keys: dict[Task[Any, Any], int] = {}
         self._held: dict[int, Submission] = {}
         self._uncommitted: dict[int, Batch] = {}
@@ -145,13 +143,8 @@ class Session:
     def connect_only(self) -> bool:
         """Connect if a supervisor runs, without starting one; whether it is connected."""
         with self._lock:
-            if self._connection is not None:
-                if self._connection.lost is None:
-                    return True
-                if self._has_to_go_on(self._connection):
-                    self._take_up(self._connection)
-                    return True
-                self._forget_lost_connection()
+            if self._is_connected():
+                return True
             app = self._the_app()
             if context.worker_of is not None and context.worker_of.app_id == app.app_id:
                 self._connect()
@@ -167,13 +160,8 @@ class Session:
 
     def _connect(self) -> None:
         with self._lock:
-            if self._connection is not None:
-                if self._connection.lost is None:
-                    return
-                if self._has_to_go_on(self._connection):
-                    self._take_up(self._connection)
-                    return
-                self._forget_lost_connection()
+            if self._is_connected():
+                return
             app = self._the_app()
             inside = context.worker_of
             self._is_workers_own = inside is not None and inside.app_id == app.app_id
@@ -195,6 +183,19 @@ class Session:
                     if attempt == GREETINGS - 1:
                         raise
             _close_at_exit()
+
+    def _is_connected(self) -> bool:
+        """Whether there is a connection, after a lost one was replaced if it left something unfinished, and else forgotten."""
+        connection = self._connection
+        if connection is None:
+            return False
+        if connection.lost is None:
+            return True
+        if connection.is_closed or not self._has_unfinished():
+            self._forget_lost_connection()
+            return False
+        self._take_up(connection)
+        return True
 
     def _greet(self, connected: Any, address: launch.Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
@@ -222,7 +223,9 @@ class Session:
             if self._connection is not lost and self._connection is not None:
                 return  # Another thread has done it.
             while True:
-                if self._connection is None or self._is_workers_own or lost.is_closed or self._is_hopeless():
+                self._recoveries += 1
+                is_hopeless = self._recoveries > MAX_RECOVERIES
+                if self._connection is None or self._is_workers_own or lost.is_closed or is_hopeless:
                     assert lost.lost is not None
                     error = lost.lost
                     if self._connection is not None:
@@ -242,12 +245,8 @@ class Session:
                     raise
                 return
 
-    def _has_to_go_on(self, lost: Connection) -> bool:
-        return not lost.is_closed and any(one.unfinished for one in list(self._held.values()))
-
-    def _is_hopeless(self) -> bool:
-        self._recoveries += 1
-        return self._recoveries > MAX_RECOVERIES
+    def _has_unfinished(self) -> bool:
+        return any(one.unfinished for one in list(self._held.values()))
 
     def _hand_over(self) -> None:
         """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
@@ -460,7 +459,7 @@ class Session:
                 connection.wait_until(lambda: self._synced >= token, timeout)  # noqa: B023
                 return
             except SupervisorLostError:
-                if not any(one.unfinished for one in list(self._held.values())):
+                if not self._has_unfinished():
                     return  # Then it was committed.
                 self._take_up(connection)
 

@@ -25,12 +25,12 @@ class FileLock:
 
     def wait_acquire(self) -> None:
         """Wait until nobody else holds the lock, then hold it."""
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = self._open()
         fcntl.flock(self._fd, fcntl.LOCK_EX)
 
     def acquire_nowait(self) -> bool:
         """Hold the lock if nobody else does; whether it is held now."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = self._open()
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,7 +44,7 @@ class FileLock:
         deadline = time.monotonic() + seconds
         while not self.acquire_nowait():
             if time.monotonic() >= deadline:
-                self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._fd = self._open()
                 return False
             time.sleep(0.002)
         return True
@@ -59,6 +59,9 @@ class FileLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def __enter__(self) -> FileLock:
         self.wait_acquire()

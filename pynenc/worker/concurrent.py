@@ -25,7 +25,7 @@ from pynenc import context, execution
 from pynenc.exceptions import TaskTimeoutError
 from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
 from pynenc.protocol.slots import POSITION, Slot
-from pynenc.serializer import SCALARS, Frozen, freeze, leased_arguments
+from pynenc.serializer import Frozen, freeze, leased_arguments
 from pynenc.worker.base import BaseWorker, DeclaredTask, Output
 from pynenc.worker.event_loop import EventLoop
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
@@ -104,8 +104,7 @@ class Call(RunningLease):
         self._begin()
         try:
             made = self._made()
-            value = await made if isinstance(made, Coroutine) else made
-            self._succeed(value if type(value) in SCALARS else freeze(value))
+            self._succeed(await made if isinstance(made, Coroutine) else made)
         except BaseException as error:  # user code: SystemExit ends the call, not the worker
             self._fail(error)
         finally:
@@ -116,8 +115,7 @@ class Call(RunningLease):
         token = context.concurrent_call.set(self)
         self._begin()
         try:
-            value = self._made()
-            self._succeed(value if type(value) in SCALARS else freeze(value))
+            self._succeed(self._made())
         except BaseException as error:  # user code, see above
             self._fail(error)
         finally:
@@ -176,8 +174,8 @@ class Call(RunningLease):
             self.coroutine.cancel()
 
     def _succeed(self, value: Any) -> None:
-        lease, ended = self.lease, [time.monotonic()]
-        self._tell(results_frame(lease.batch, lease.first, self._worker.number, [value], self.began, ended))
+        lease, frozen, ended = self.lease, [freeze(value)], [time.monotonic()]
+        self._tell(results_frame(lease.batch, lease.first, self._worker.number, frozen, self.began, ended))
 
     def _fail(self, error: BaseException) -> None:
         raised = execution.describe(error)

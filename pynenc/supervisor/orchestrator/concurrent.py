@@ -15,7 +15,6 @@ from pynenc.supervisor.events import (
     CallsWithdrawn,
     Effect,
     Ended,
-    LeaseCalls,
     StopCall,
     WorkerPaused,
     WorkerResumed,
@@ -50,10 +49,7 @@ class Concurrent(Losses):
     def call_resumed(self, event: WorkerResumed, worker: ConcurrentLeases) -> list[Effect]:
         """What one of the calls waited for is there: it goes on, as soon as its key is free."""
         leased = worker.held.get(event.position)
-        if leased is None or event.position not in worker.waiting or event.position in worker.resuming:
-            return []
-        if not self._hold_again(event.worker, leased.calls):
-            worker.resuming.add(event.position)
+        if leased is None or event.position not in worker.waiting or not self._hold_again(event.worker, leased.calls):
             return []
         return self._resume_call(event.worker, event.position)
 
@@ -119,8 +115,7 @@ class Concurrent(Losses):
                 return self._end(calls, Ended.CONTROLLED)
             self.keys.hold(key, self._holder(number, calls), 1)
         position = worker.add(calls)
-        lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
-        return [lease, *self._watch_times()] if self.tasks[calls.task].options.timeout_s else [lease]
+        return self._leased(number, position, calls)
 
     def _concurrent_worker_with_room(self, task: int, reserved: int) -> tuple[int, int]:
         """The worker that runs the fewest calls of a task, and how many more it may begin now."""
@@ -137,7 +132,7 @@ class Concurrent(Losses):
 
     def _fit_concurrent_workers(self) -> list[Effect]:
         """Have as many of these workers as processors are meant to be used, as soon as there are calls for them."""
-        ready = self.isolated.ready + sum(broker.ready for broker in self.brokers.values())
+        ready = self.concurrent_ready
         if not ready:
             return []
         running = sum(sum(worker.running.values()) for worker in self.concurrent.values())

@@ -237,12 +237,11 @@ class ConcurrentLeases:
         held: Each of its calls, by position.
         running: How many of them do not wait for others, by task.
         waiting: The positions of those that do, and the batches that they wait for.
-        resuming: The positions of those that could go on but for calls beside which they may not run.
         doomed: The position of the call because of which the worker is to be ended, and why.
         alone: The position of the call that is to have no company; 0 when none is.
     """
 
-    __slots__ = ("_positions", "alone", "doomed", "held", "next_position", "resuming", "running", "waiting")
+    __slots__ = ("_positions", "alone", "doomed", "held", "next_position", "running", "waiting")
 
     cut = None
     """It is given nothing that it might have to leave out."""
@@ -251,7 +250,6 @@ class ConcurrentLeases:
         self.held: dict[int, Leased] = {}
         self.running: dict[int, int] = {}
         self.waiting: dict[int, tuple[int, ...]] = {}
-        self.resuming: set[int] = set()
         self.doomed: tuple[int, Ended] | None = None
         self.alone = 0
         self.next_position = 1
@@ -276,7 +274,6 @@ class ConcurrentLeases:
             leased = self.held.pop(self._positions.pop((batch, index)))
             if self.waiting.pop(leased.position, None) is None:
                 self._count(leased.calls.task, -1)
-            self.resuming.discard(leased.position)
             if leased.position == self.alone:
                 self.alone = 0
         return True
@@ -285,12 +282,10 @@ class ConcurrentLeases:
         """One of the calls waits for calls of these batches."""
         if leased.position not in self.waiting:
             self._count(leased.calls.task, -1)
-        self.resuming.discard(leased.position)
         self.waiting[leased.position] = awaited
 
     def go_on(self, position: int) -> None:
         """One of the calls does not wait any more."""
-        self.resuming.discard(position)
         del self.waiting[position]
         self._count(self.held[position].calls.task, 1)
 

@@ -115,8 +115,11 @@ class Leasing(Arrivals):
     def _lease(self, number: int, worker: WorkerLeases, calls: Range) -> list[Effect]:
         task = self.tasks[calls.task]
         position = worker.add(calls, task.call_s or self.lease_s)
+        return self._leased(number, position, calls)
+
+    def _leased(self, number: int, position: int, calls: Range) -> list[Effect]:
         lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
-        return [lease, *self._watch_times()] if task.options.timeout_s else [lease]
+        return [lease, *self._watch_times()] if self.tasks[calls.task].options.timeout_s else [lease]
 
     def _lease_keyed(self, number: int, calls: Range, in_turn: bool = True) -> list[Effect]:
         """Lease the calls that come first for the key of these calls, if it is free; else these wait for it, or end.

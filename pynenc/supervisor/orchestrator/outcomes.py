@@ -66,7 +66,12 @@ class Outcomes:
     @property
     def ready(self) -> int:
         """How many calls are queued."""
-        return self.broker.ready + self.isolated.ready + sum(broker.ready for broker in self.brokers.values())
+        return self.broker.ready + self.concurrent_ready
+
+    @property
+    def concurrent_ready(self) -> int:
+        """How many of them are of concurrent tasks."""
+        return self.isolated.ready + sum(broker.ready for broker in self.brokers.values())
 
     def held_by(self, number: int) -> list[Leased]:
         """What lies in a worker's hands."""
