@@ -47,7 +47,7 @@ class PynencExecutor:
         return [invocation.result for invocation in [task(value) for value in values]]
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
-        return list(self._tasks[func].parallelize([(value,) for value in values]).results)
+        return list(self._tasks[func].parallelize(zip(values)).results)
 
     def fibonacci(self, n: int) -> int:
         return tasks.fibonacci_task(n).result

@@ -6,7 +6,9 @@ The real code of client, supervisor and worker, with sockets and the database ta
 from __future__ import annotations
 
 import mmap
+import os
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.turn import Turn
 from pynenc.worker import lease
+from pynenc.worker.base import DeclaredTask
 
 COUNT = 3_000
 ARGUMENTS = pickle.dumps([(5,)], 5)
@@ -80,10 +83,12 @@ def worker() -> float:
     shipper = lease.Shipper(lambda message: None, 1)
     message = Lease(1, first_batch_of(1), 1, 0, 1, 0, 0, Packing.COLUMN, ARGUMENTS).to_frame()
     reader = FrameReader()
+    declared = DeclaredTask(noop_task.task_id, {"sys_path": sys.path, "cwd": os.getcwd()})
+    declared.load()
 
     def run(_: int) -> None:
         for _, body in reader.feed(message):
-            lease.run(Lease.from_body(body), noop_task, noop_task.func, slot, shipper)
+            lease.run(Lease.from_body(body), declared, declared.func, slot, shipper)
             shipper.ship()
 
     return best_us(run)

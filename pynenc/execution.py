@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
-from itertools import starmap
+from itertools import islice, starmap
 from typing import Any, NamedTuple, Protocol
 
 from pynenc.exceptions import (
@@ -29,6 +29,15 @@ CO_COROUTINE = 0x80
 SHIP_BYTES = 256 * 1024
 """A result of this size is shipped at once."""
 
+QUICK_S = 5e-6
+"""Calls that take less are not timed one by one: to look at the clock would take a good part of that."""
+
+MAX_STRIDE = 64
+"""So many of them lie between two looks at most."""
+
+SLOW_S = 0.001
+"""When that takes longer, these calls are not quick any more."""
+
 
 class Raised(NamedTuple):
     """An exception that user code raised, ready to travel."""
@@ -40,21 +49,30 @@ class Raised(NamedTuple):
 
 
 class Outcomes(Protocol):
-    """Where a lease's outcomes are collected. What has an end has its value: that is the order of the appends."""
+    """Where a lease's outcomes are collected.
+
+    Attributes:
+        values: The frozen results; one is appended when its call has ended.
+        ends: When each of them ended, when `take_times` has been called; what has an end has its value.
+        due: When to ship; seconds, monotonic.
+    """
 
     values: list[Any]
     ends: list[float]
     due: float
 
     def ship(self) -> None:
-        """Send what is there; called when a call ends at or after `due` (seconds, monotonic)."""
+        """Send what is there; called when a call ends at or after `due`."""
+
+    def take_times(self, now: float) -> None:
+        """The calls that follow have an end each; those before ended by now."""
 
     def failed(self, error: BaseException, now: float) -> None:
         """Add what a call raised."""
 
 
 def run_lease(
-    func: Callable[..., Any], entries: Iterable[Any], positions: range, slot: Slot, outcomes: Outcomes
+    func: Callable[..., Any], entries: Iterable[Any], positions: range, slot: Slot, outcomes: Outcomes, stride: int = 1
 ) -> int | None:
     """Run the calls of a lease one after the other.
 
@@ -64,6 +82,8 @@ def run_lease(
         positions: The position of each call.
         slot: Where each call is announced before it starts, and where a cut is read.
         outcomes: Takes the frozen results and the exceptions.
+        stride: After how many calls the clock is looked at. With 1 each call's end is noted; calls that are over
+            sooner than the clock could tell them apart have more.
 
     Returns:
         The position of the call that a cut kept from running, or None when all have run.
@@ -72,30 +92,49 @@ def run_lease(
     calls = map(partial(call_frozen, func), entries) if type(entries) is list else starmap(func, entries)
     numbers, times = slot.numbers, slot.times
     add_value, add_end = outcomes.values.append, outcomes.ends.append
-    clock, scalars, position_field, cut_field, run_next = time.monotonic, SCALARS, POSITION, CUT_FROM, next
+    clock, position_field, cut_field = time.monotonic, POSITION, CUT_FROM
     due = outcomes.due
-    times[STARTED] = clock()
-    for position in positions:  # per call
+    began = times[STARTED] = clock()
+    position, stop = positions.start, positions.stop
+    plain: Any = None
+    while position < stop:
+        behind = min(position + stride, stop)
         numbers[position_field] = position
         if (cut := numbers[cut_field]) and cut <= position < numbers[CUT_TO]:
             return position
         try:
-            value = run_next(calls)
-            if type(value) not in scalars:
-                value = freeze(value)
-                if type(value) is Frozen and len(value) >= SHIP_BYTES:
-                    due = 0.0
+            for value in islice(calls, behind - position):  # per call
+                if type(value) is not plain:
+                    plain = type(value)
+                    if plain not in SCALARS:
+                        plain, value = None, freeze(value)
+                        if type(value) is Frozen and len(value) >= SHIP_BYTES:
+                            due = 0.0
+                add_value(value)
+                position += 1
+                if position == behind:
+                    break
+                numbers[position_field] = position
+                if (cut := numbers[cut_field]) and cut <= position < numbers[CUT_TO]:
+                    return position
+            else:
+                raise StopIteration  # The function has raised it, which ends the loop as if there were no more calls.
         except BaseException as error:  # user code: SystemExit ends the call, not the worker
             now = clock()
             outcomes.failed(error, now)
+            position += 1
         else:
             now = clock()
-            add_value(value)
-            add_end(now)
+            if stride == 1:
+                add_end(now)
+            elif now - began > SLOW_S:
+                stride = 1
+                outcomes.take_times(now)
         if now >= due:
             outcomes.ship()
             due = outcomes.due
-            times[STARTED] = clock()
+            now = times[STARTED] = clock()
+        began = now
     return None
 
 

@@ -174,6 +174,14 @@ def die(signal_number: int = signal.SIGKILL) -> None:
 
 
 @app.task
+def die_at(x: int, fatal: int) -> int:
+    """As quick as a call can be, but for one."""
+    if x == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@app.task
 def die_once(path: str) -> str:
     if not Path(path).exists():
         Path(path).touch()

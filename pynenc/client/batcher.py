@@ -30,6 +30,7 @@ PULL_S = 0.001
 """Items of a generator that take longer to come than this are not waited for: what is there leaves."""
 
 _COLLECTIONS = (list, tuple, range, dict, set, frozenset)
+_THEIR_ITERATORS = frozenset(type(iter(kind(()) if kind is not range else range(0))) for kind in _COLLECTIONS)
 
 
 class Packed(NamedTuple):
@@ -181,8 +182,9 @@ class Batcher:
 class Chunks:
     """Cuts the items of a `parallelize` or a stream into batches.
 
-    A generator may take its time for each item, so it is asked for one at first, and for more while they come quickly. It
-    may also use an object again for its next item, so its items are pickled one by one as they come.
+    A collection, or `zip` over collections, is taken a batch at a time. A generator may take its time for each item, so
+    it is asked for one at first, and for more while they come quickly. It may also use an object again for its next
+    item, so its items are pickled one by one as they come.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class Chunks:
         self._constant = constant
         self._has_keys = task.key_rules is not None and task.key_rules.by_arguments
         self._source = iter(items)
-        self._is_collection = isinstance(items, _COLLECTIONS)
+        self._is_collection = _is_collection(items)
         self._count = MAX_BATCH_CALLS if self._is_collection else 1
 
     def take(self, size: int) -> list[Packed]:
@@ -237,6 +239,13 @@ class Chunks:
                     yield item
                     continue
             yield task.freeze_call(*task.call_of(item))
+
+
+def _is_collection(items: Iterable[Any]) -> bool:
+    """Whether all items are there already: those of a collection, or of several as `zip` puts them together."""
+    if type(items) is zip:
+        return all(type(one) in _THEIR_ITERATORS for one in items.__reduce__()[1])
+    return isinstance(items, _COLLECTIONS)
 
 
 def constant_of(task: Task[Any, Any]) -> Extras:

@@ -171,7 +171,8 @@ class Results(NamedTuple):
     """The results of the calls `[first, stop)` of one batch, all run by one worker.
 
     `ends` holds a double per call: when it ended, on the worker's monotonic clock, whose last value is `started + took`.
-    Each call began when the one before it ended. They are left out on the way to clients.
+    Each call began when the one before it ended. Calls of a few microseconds have none and count as evenly spread. They
+    are left out on the way to clients.
     """
 
     batch: int
@@ -188,6 +189,10 @@ class Results(NamedTuple):
 
     def times_of(self, index: int) -> tuple[float, float]:
         """When a call began and ended; seconds since the epoch."""
+        if not self.ends:
+            share = self.took / (self.stop - self.first)
+            began = self.started + share * (index - self.first)
+            return began, began + share
         ends = [self.started, *Struct(f"<{self.stop - self.first}d").unpack(self.ends)]
         shift = self.started + self.took - ends[-1]
         at = index - self.first + 1

@@ -63,7 +63,7 @@ CREATE TABLE results (
     packing   INTEGER NOT NULL CHECK (packing BETWEEN 0 AND 2),
     started   REAL    NOT NULL,     -- of the first call, seconds since the epoch
     took      REAL    NOT NULL,     -- seconds, all together
-    ends      BLOB    NOT NULL,     -- a double per call, monotonic seconds; the last one is started + took
+    ends      BLOB    NOT NULL,     -- a double per call, monotonic seconds; the last one is started + took; empty: evenly spread
     payload   BLOB    NOT NULL
 );
 

@@ -151,11 +151,13 @@ class Loop:
 
     Args:
         on_turn: Called after the callbacks of each turn, before anything is sent.
+        on_idle: Called when there is nothing to read, before the loop sleeps.
     """
 
-    def __init__(self, on_turn: Callable[[], None]) -> None:
+    def __init__(self, on_turn: Callable[[], None], on_idle: Callable[[], None]) -> None:
         self.to_flush: list[Peer] = []
         self._on_turn = on_turn
+        self._on_idle = on_idle
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = itertools.count()
@@ -212,7 +214,11 @@ class Loop:
         self.flush()
 
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        return self._spin.look(lambda: self._selector.select(0)) or self._selector.select(timeout)
+        found = self._selector.select(0)
+        if found:
+            return found
+        self._on_idle()
+        return self._selector.select(0 if self._stopped else timeout)
 
     def flush(self) -> None:
         """Send what waits; a peer that has caught up is told so."""

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
@@ -65,7 +66,7 @@ class Supervisor:
         payloads = Payloads(self.store, settings["memory_bytes"])
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares)
         self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
-        self.loop = Loop(self._on_turn)
+        self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit))
         self.turn.loop = self.loop
 
     def serve(self) -> None:
@@ -84,10 +85,7 @@ class Supervisor:
         self.store.close()
 
     def _on_turn(self) -> None:
-        try:
-            self.turn.run()
-        except StateBackendError as error:
-            self._fail(str(error))
+        self._guard(self.turn.run)
         if self._is_terminated or (self.turn.interrupted and not self.pool.persistent):
             self._fail("it was ended, by SIGTERM or by Ctrl-C in a script")
         elif self.turn.stopped:
@@ -100,6 +98,13 @@ class Supervisor:
             and self.turn.drained()
         ):
             self._end()
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        """Do what may find that the database takes nothing, which ends the supervisor."""
+        try:
+            step()
+        except StateBackendError as error:
+            self._fail(str(error))
 
     def _end(self) -> None:
         """End, unless somebody is just about to connect.

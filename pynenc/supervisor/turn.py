@@ -156,9 +156,10 @@ class Turn:
             self._apply(effect, None)
         if not self._leases_wait:
             self.loop.flush()
+            if not self._deliveries and not self._after_commit:
+                return  # Nobody is told anything, so what has come may be committed with what comes next.
         self._leases_wait = False
-        self._store.commit()
-        self._payloads.committed()
+        self.commit()
         self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
@@ -169,6 +170,11 @@ class Turn:
         for peer, answer in self._after_commit:
             peer.send(answer)
         self._after_commit.clear()
+
+    def commit(self) -> None:
+        """Commit what has come; at the latest when the loop is about to sleep."""
+        self._store.commit()
+        self._payloads.committed()
 
     def has_clients(self) -> bool:
         """Whether anybody from outside is connected."""

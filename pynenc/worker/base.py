@@ -25,16 +25,32 @@ ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
 
 
-class DeclaredTask:
-    """A task that the supervisor told of; imported when the first lease comes."""
+MANY = 16
+"""How many calls of a task tell how long the next ones will take."""
 
-    __slots__ = ("context", "func", "task", "task_id")
+
+class DeclaredTask:
+    """A task that the supervisor told of; imported when the first lease comes.
+
+    Attributes:
+        stride: See `execution.run_lease`.
+    """
+
+    __slots__ = ("context", "func", "stride", "task", "task_id")
 
     def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
         self.task_id = task_id
         self.context = client_context
         self.task: Any = None
         self.func: Callable[..., Any]
+        self.stride = 1
+
+    def learn(self, count: int, seconds: float) -> None:
+        """So many calls took so long."""
+        if seconds > count * execution.QUICK_S:
+            self.stride = 1
+        elif count >= MANY:
+            self.stride = execution.MAX_STRIDE
 
     def load(self) -> None:
         """Import the task's module in its client's surroundings.

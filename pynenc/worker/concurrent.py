@@ -174,8 +174,8 @@ class Call(RunningLease):
             self.coroutine.cancel()
 
     def _succeed(self, value: Any) -> None:
-        lease, frozen, ended = self.lease, [freeze(value)], [time.monotonic()]
-        self._tell(results_frame(lease.batch, lease.first, self._worker.number, frozen, self.began, ended))
+        lease, frozen, ended = self.lease, [freeze(value)], time.monotonic()
+        self._tell(results_frame(lease.batch, lease.first, self._worker.number, frozen, self.began, ended, [ended]))
 
     def _fail(self, error: BaseException) -> None:
         raised = execution.describe(error)

@@ -25,6 +25,7 @@ from pynenc.protocol.messages import (
 )
 from pynenc.protocol.slots import CUT_TO, POSITION, Slot
 from pynenc.serializer import leased_arguments, pack
+from pynenc.worker.base import DeclaredTask
 
 SHIP_S = 0.01
 """Results are shipped at the latest after this time."""
@@ -35,7 +36,8 @@ class Shipper:
 
     The main thread runs calls and adds; it sends when results are due. While one call runs for long, a helper thread sends what
     came before it. The lock covers everything but the appends to `values` and `ends`, which a lease's loop makes in
-    this order: whatever has an end has its value.
+    this order: whatever has an end has its value. Quick calls have no ends: they count as evenly spread over the time
+    until they are shipped.
     """
 
     def __init__(self, send: Callable[[bytes], None], worker: int) -> None:
@@ -50,18 +52,19 @@ class Shipper:
         self._attempt = 0
         self._retriable: tuple[type[BaseException], ...] = ()
         self._started = 0.0
+        self._is_timed = True
         self.due = 0.0
-        self._offset = 0.0
         self._thread: threading.Thread | None = None
         self._watched = threading.Semaphore(0)
         self._watching = False
 
-    def begin(self, lease: Lease, retriable: tuple[type[BaseException], ...]) -> None:
+    def begin(self, lease: Lease, retriable: tuple[type[BaseException], ...], is_timed: bool = True) -> None:
         """The calls that follow are those of this lease.
 
         Args:
             lease: The lease.
             retriable: The exceptions after which a call may be tried again.
+            is_timed: Whether each call's end is noted.
         """
         with self._lock:
             self._close_stretch()
@@ -69,6 +72,7 @@ class Shipper:
             self._first = lease.first
             self._attempt = lease.attempt
             self._retriable = retriable
+            self._is_timed = is_timed
             self._started = time.monotonic()
             if not self._frames:
                 self.due = self._started + SHIP_S
@@ -84,6 +88,13 @@ class Shipper:
             call = (self._batch, self._first, self._worker, self._attempt)
             self._frames.append(failure_frame(call, raised, self._started, now, retry_s))
             self._first += 1
+            self._started = now
+
+    def take_times(self, now: float) -> None:
+        """From now on each call's end is noted."""
+        with self._lock:
+            self._close_stretch()
+            self._is_timed = True
             self._started = now
 
     def cut(self, position: int) -> None:
@@ -105,13 +116,13 @@ class Shipper:
 
     def suspend(self) -> tuple[Any, ...]:
         """What `resume` takes when the call that waits now goes on. Everything before it is shipped."""
-        return self._batch, self._first, self._attempt, self._retriable, self._started
+        return self._batch, self._first, self._attempt, self._retriable, self._is_timed, self._started
 
     def resume(self, suspended: tuple[Any, ...]) -> None:
         """Go on with the call that waited."""
         with self._lock:
             self._close_stretch()
-            self._batch, self._first, self._attempt, self._retriable, self._started = suspended
+            self._batch, self._first, self._attempt, self._retriable, self._is_timed, self._started = suspended
 
     def watch(self) -> None:
         """From now on a call may keep earlier results waiting: have the helper thread look after them."""
@@ -128,26 +139,29 @@ class Shipper:
 
     def _close_stretch(self) -> None:
         """Make a frame of the results that lie side by side."""
-        count = len(self.ends)
+        count = len(self.ends if self._is_timed else self.values)
         if not count:
             return
         values, ends = self.values[:count], self.ends[:count]
         del self.values[:count], self.ends[:count]
-        self._frames.append(results_frame(self._batch, self._first, self._worker, values, self._started, ends))
+        ended = ends[-1] if ends else time.monotonic()
+        self._frames.append(results_frame(self._batch, self._first, self._worker, values, self._started, ended, ends))
         self._first += count
-        self._started = ends[-1]
+        self._started = ended
 
     def _ship_in_time(self) -> None:
         while True:
             self._watched.acquire()
             while self._watching:
                 time.sleep(SHIP_S)
-                if (self._frames or self.ends) and time.monotonic() >= self.due + SHIP_S:
+                if (self._frames or self.values) and time.monotonic() >= self.due + SHIP_S:
                     with contextlib.suppress(OSError):  # The main thread will find the same and end.
                         self.ship()
 
 
-def results_frame(batch: int, first: int, worker: int, values: list[Any], started: float, ends: list[float]) -> bytes:
+def results_frame(
+    batch: int, first: int, worker: int, values: list[Any], started: float, ended: float, ends: list[float]
+) -> bytes:
     """The results of calls that lie side by side, as they travel.
 
     Args:
@@ -156,12 +170,13 @@ def results_frame(batch: int, first: int, worker: int, values: list[Any], starte
         worker: The number of the worker that ran them.
         values: The frozen results.
         started: When the first call began; monotonic seconds, as are all times here.
-        ends: When each of them ended.
+        ended: When the last call ended.
+        ends: When each of them ended; empty when they are evenly spread.
     """
     packing, payload = pack(values)
-    began, took = started + time.time() - time.monotonic(), ends[-1] - started
-    times = array("d", ends).tobytes()
-    return Results(batch, first, first + len(values), worker, packing, began, took, times, payload).to_frame()
+    began, times = started + time.time() - time.monotonic(), array("d", ends).tobytes()
+    last = first + len(values)
+    return Results(batch, first, last, worker, packing, began, ended - started, times, payload).to_frame()
 
 
 def failure_frame(
@@ -236,21 +251,24 @@ class RunningLease:
         return self.task.app.runner.view(self.task, self.lease.batch, self.index, MAX_BATCH_CALLS, self.lease.attempt)
 
 
-def run(lease: Lease, task: Any, func: Callable[..., Any], slot: Slot, shipper: Shipper) -> int | None:
+def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Slot, shipper: Shipper) -> int | None:
     """Run the calls of a lease.
 
     Returns:
         Up to which position leases are to be left out because of a cut, or None when all has run.
     """
+    task = declared.task
     context.worker_running = RunningLease(task, lease, slot)
-    shipper.begin(lease, task.retriable_exceptions)
+    shipper.begin(lease, task.retriable_exceptions, is_timed=declared.stride == 1)
+    began = time.monotonic()
     try:
         entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
         positions = range(lease.position, lease.position + lease.stop - lease.first)
-        stopped_at = execution.run_lease(func, entries, positions, slot, shipper)
+        stopped_at = execution.run_lease(func, entries, positions, slot, shipper, declared.stride)
     finally:
         context.worker_running = None
     if stopped_at is None:
+        declared.learn(len(positions), time.monotonic() - began)
         return None
     dropped_to = slot.numbers[CUT_TO]
     shipper.cut(stopped_at)

@@ -87,14 +87,14 @@ class Worker(BaseWorker):
         except BaseException as error:  # importing runs user code
             leases.fail(lease, error, self.slot, self.shipper)
             return
-        dropped_to = leases.run(lease, declared.task, func, self.slot, self.shipper)
+        dropped_to = leases.run(lease, declared, func, self.slot, self.shipper)
         if dropped_to is not None:
             self._dropped_to = dropped_to
             self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
-        if not self.spin.look(lambda: self.poll.poll(0)):
+        if True:
             self.poll.poll()
         return self._read()
 

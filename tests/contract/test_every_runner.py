@@ -92,6 +92,20 @@ def test_arguments_are_what_they_were_at_the_call() -> None:
     assert invocation.arguments.kwargs == {"value": [1, 2]}
 
 
+def test_items_that_zip_puts_together_are_calls() -> None:
+    numbers = list(range(3_000))
+    assert list(tasks.add.parallelize(zip(numbers, reversed(numbers), strict=True)).results) == [2_999] * 3_000
+    assert list(tasks.add.parallelize(zip(numbers, numbers, strict=True)).results) == [2 * x for x in numbers]
+
+    def growing() -> Iterator[list[int]]:
+        items: list[int] = []
+        for x in range(5):
+            items.append(x)
+            yield items
+
+    assert list(tasks.echo.parallelize(zip(growing(), strict=True)).results) == [list(range(x + 1)) for x in range(5)]
+
+
 def test_items_that_a_generator_uses_again_are_told_apart() -> None:
     def growing() -> Iterator[tuple[list[int]]]:
         shared: list[int] = []

@@ -62,6 +62,14 @@ def test_a_poisonous_call_does_not_stop_the_rest_of_its_batch(tmp_path: Path) ->
     assert list(before.results) == list(after.results) == list(range(200))
 
 
+@pytest.mark.parametrize("fatal", [0, 7_777, 19_999])
+def test_one_of_many_calls_that_take_no_time_is_blamed_alone(fatal: int) -> None:
+    outcomes = list(tasks.die_at.parallelize(zip(range(20_000), [fatal] * 20_000, strict=True)).outcomes)
+    assert [at for at, outcome in enumerate(outcomes) if not outcome.ok] == [fatal]
+    assert isinstance(outcomes[fatal].exception, WorkerLostError)
+    assert all(outcome.result == at for at, outcome in enumerate(outcomes) if at != fatal)
+
+
 def test_workers_killed_from_outside_lose_no_call(tmp_path: Path) -> None:
     """Kill the workers again and again while a group runs: each call has one result, and it is right."""
     group = tasks.burn.parallelize([(0.002,)] * 400)
