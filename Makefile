@@ -47,12 +47,16 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(PIP) install $(COMPAT) --editable .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(PIP) install $(COMPAT) --editable '.[$(if $(filter check,$*),check$(comma)examples$(comma)test,$*)]'
+	@$(COMPILE)
 	@touch $@ $(VENV)/.installed
 
 comma := ,
+# As an installation that is not editable does: else every process compiles what it imports where no bytecode may be written.
+COMPILE := $(BIN)/python -m compileall -q pynenc || true
 # A path entry rather than an import hook: the hook costs every new interpreter 10 ms.
 COMPAT := --config-settings editable_mode=compat

@@ -132,7 +132,7 @@ def cold_start(name: str) -> float:
         took = []
         for _ in range(6):
             began = time.perf_counter()
-            subprocess.run([sys.executable, str(script)], check=True)
+            subprocess.run([sys.executable, str(script)], cwd=directory, check=True)
             took.append(time.perf_counter() - began)
     return statistics.median(took[1:])
 

@@ -1,6 +1,7 @@
 """The fork server as the supervisor holds it: its process, the socket to it, and the memory that workers share.
 
-Imports little: it is the first thing that a supervisor does.
+Imports little: to fork it is the first thing that a supervisor does, while it has one thread and no database. When it
+was killed, it is too late for that, and another one is started in a new interpreter.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import mmap
 import os
 import socket
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
-from pynenc.system.boot import start_module
+from pynenc.system.boot import Started, fork_module, start_module
 
 _TOLD = ("boot_path", "persistent", "app_id", "address", "key", "database")
 
@@ -25,6 +27,7 @@ class ForkServerProcess:
 
     Attributes:
         connection: The socket to it.
+        pid: Its process.
         memory: The slots of all workers.
     """
 
@@ -33,12 +36,12 @@ class ForkServerProcess:
         self._settings = {name: settings[name] for name in _TOLD}
         self._environment = {**os.environ, **settings["worker_environment"]}
         self._slots_fd, self.memory = _shared_memory(MAX_SLOTS * SLOT_BYTES)
-        self._start()
+        self._start(fork_module)
 
     def start_again(self) -> None:
         """Start another one: this one was killed."""
         self._process.wait()
-        self._start()
+        self._start(start_module)
 
     def end(self) -> None:
         """Have it end its workers and itself, and wait until they are gone."""
@@ -50,15 +53,12 @@ class ForkServerProcess:
         self.memory.close()
         os.close(self._slots_fd)
 
-    def _start(self) -> None:
+    def _start(self, start: Callable[[str, dict[str, Any], Sequence[int], Mapping[str, str]], Started]) -> None:
         self.connection, theirs = socket.socketpair()
         settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd}
-        self._process = start_module(
-            "pynenc.worker.forkserver",
-            settings,
-            (theirs.fileno(), self._slots_fd, self._workers_lock),
-            environment=self._environment,
-        )
+        inherited = (theirs.fileno(), self._slots_fd, self._workers_lock)
+        self._process = start("pynenc.worker.forkserver", settings, inherited, self._environment)
+        self.pid = self._process.pid
         theirs.close()
 
 

@@ -110,6 +110,11 @@ class Pool:
         self._retired: dict[int, Worker] = {}
         self._server: Peer
 
+    @property
+    def fork_server_pid(self) -> int:
+        """The process of the fork server."""
+        return self._fork_server.pid
+
     def begin(self, loop: Loop) -> None:
         """Start the workers; their connections join the loop."""
         self.loop = loop

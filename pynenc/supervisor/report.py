@@ -48,6 +48,7 @@ class Report:
             )
         return {
             "pid": os.getpid(),
+            "fork_server": self._pool.fork_server_pid,
             "persistent": self._pool.persistent,
             "clients": len({id(client) for client in self._clients.values()}),
             "ready": self._orchestrator.ready,

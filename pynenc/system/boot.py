@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 _PROGRAM = (
     "import json, os, sys; settings = json.load(sys.stdin); "
@@ -77,6 +77,44 @@ def start_module(
     with contextlib.suppress(BrokenPipeError), open(ours, "wb") as pipe:
         pipe.write(json.dumps({**settings, "new_session": new_session, "pass_fds": list(pass_fds)}).encode())
     return Started(pid)
+
+
+def fork_module(
+    module: str, settings: dict[str, Any], pass_fds: Sequence[int], environment: Mapping[str, str]
+) -> Started:
+    """Start `module.main(settings)` in a fork of this process, which must have no thread beside this one, and nothing to hide.
+
+    It is there at once, where a new interpreter takes as long to begin as all that follows. The arguments are those of
+    `start_module`.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _become(module, settings, pass_fds, environment)
+    return Started(pid)
+
+
+def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], environment: Mapping[str, str]) -> NoReturn:
+    code = 1
+    try:
+        from importlib import import_module
+
+        # Whoever waits for the end of a pipe of the parent's must not wait for this process.
+        for fd in [int(name) for name in os.listdir("/dev/fd")]:
+            if fd > 2 and fd not in pass_fds:
+                with contextlib.suppress(OSError):  # The listing itself was one.
+                    os.close(fd)
+        os.environ.update(environment)
+        import_module(module).main(settings)
+        code = 0
+    except BaseException:  # a process's main: nothing may go back into the parent's code
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def boot_path() -> list[str]:

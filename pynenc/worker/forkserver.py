@@ -1,7 +1,7 @@
 """The fork server: a clean process with one thread, from which workers are forked.
 
-It imports what every worker needs, once, so a worker starts in a millisecond and shares that memory. It imports no user
-code. It ends, and its workers with it, when the supervisor's end of its socket closes.
+It imports what every worker needs and every task's module imports, once, so a worker starts in a millisecond and shares that
+memory. It imports no user code. It ends, and its workers with it, when the supervisor's end of its socket closes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import select
 import signal
 import socket
 import sys
+from importlib import import_module
 from typing import Any
 
+from pynenc.conf.classes import config_classes
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_from
 from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
 from pynenc.system.parent import die_with_parent
 from pynenc.worker import main as worker_main
+
+
+TASKS_IMPORT = ("pynenc.app",)
+"""What a module with tasks imports; nothing in the worker's own code needs it."""
 
 
 class ForkServer:
@@ -134,5 +140,8 @@ def main(settings: dict[str, Any]) -> None:
     """Serve one supervisor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    for name in TASKS_IMPORT:
+        import_module(name)
+    config_classes()
     gc.freeze()  # Forked workers then leave these objects' pages shared.
     ForkServer(settings).serve()
