@@ -24,7 +24,6 @@ from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
 from pynenc.system.parent import die_with_parent
 from pynenc.worker import main as worker_main
 
-
 TASKS_IMPORT = ("pynenc.app",)
 """What a module with tasks imports; nothing in the worker's own code needs it."""
 
