@@ -114,7 +114,8 @@ def supervisor() -> float:
     turn.worker_started(held)  # type: ignore[arg-type]
     client_role, worker_role = peer.role, held
     options = noop_task.conf.rules()
-    declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context={})
+    surroundings = {"sys_path": [], "cwd": "/"}
+    declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context=surroundings)
     turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
 
     def two_turns(number: int) -> None:

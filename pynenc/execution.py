@@ -26,6 +26,9 @@ from pynenc.serializer import SCALARS, Frozen, dumps, freeze, loads
 CO_COROUTINE = 0x80
 """The flag of a coroutine function's code; `inspect` has it too, but is slow to import."""
 
+MAX_TEXT = 1 << 20
+"""So much is kept of what an exception says."""
+
 SHIP_BYTES = 256 * 1024
 """A result of this size is shipped at once."""
 
@@ -202,7 +205,7 @@ def describe(error: BaseException) -> Raised:
         text = f"{type(error).__qualname__} (its text cannot be shown: {type(broken).__name__})\n"
     message = _message_of(error)
     type_name = type(error).__qualname__
-    return Raised(type_name, message, text, _pickle_exception(error, type_name, message))
+    return Raised(type_name, message[:MAX_TEXT], text[:MAX_TEXT], _pickle_exception(error, type_name, message))
 
 
 def retry_delay(error: BaseException, retriable: tuple[type[BaseException], ...]) -> float:

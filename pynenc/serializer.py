@@ -24,6 +24,11 @@ MAX_PLAIN_TEXT = 256
 """Texts up to this length count as plain; a longer one is worth a pickle of its own."""
 
 
+MAX_VALUE_BYTES = 800_000_000
+"""The largest pickle that travels. A batch or a stretch of results holds one so large and some smaller ones beside it, and must
+fit into a frame (`protocol.frames.MAX_BODY_BYTES`)."""
+
+
 class Frozen(bytes):
     """A value that is pickled already."""
 
@@ -34,11 +39,21 @@ def dumps(value: Any) -> bytes:
     """Pickle a value, with cloudpickle where plain pickle cannot (lambdas, closures, local classes).
 
     Raises:
-        SerializationError: Neither of them can.
+        SerializationError: Neither of them can, or it is too large.
 
     >>> loads(dumps(lambda x: x + 1))(2)
     3
     """
+    pickled = _dumps(value)
+    if len(pickled) > MAX_VALUE_BYTES:
+        raise SerializationError(
+            f"{type(value).__qualname__} is {len(pickled):,} bytes when pickled, and at most {MAX_VALUE_BYTES:,} travel: pass it "
+            "in smaller pieces, or as a path to a file"
+        )
+    return pickled
+
+
+def _dumps(value: Any) -> bytes:
     try:
         return pickle.dumps(value, PROTOCOL)
     except Exception as plain_error:  # pickling runs the user's own code: anything can be raised

@@ -10,6 +10,7 @@ from struct import Struct, error
 from typing import NamedTuple
 
 from pynenc.exceptions import ProtocolError
+from pynenc.protocol.messages import MAX_BATCH, MAX_BATCH_CALLS, MAX_INVOCATION
 
 KEY_BYTES = 16
 """Keys are digests of this size."""
@@ -85,8 +86,13 @@ class Extras(NamedTuple):
             columns.append(body[at : at + length])
             at += length
         made = cls._make((*columns, common))
-        if any(one.index >= count or one.first >= one.stop for one in made.depended_on()):
+        if any(
+            one.index >= count or not one.first < one.stop <= MAX_BATCH_CALLS or one.batch > MAX_BATCH
+            for one in made.depended_on()
+        ):
             raise ProtocolError("a dependency does not fit its batch")
+        if common > MAX_INVOCATION:
+            raise ProtocolError(f"there are no common arguments {common}")
         return made
 
     def depended_on(self) -> list[Dependency]:

@@ -13,8 +13,8 @@ from pynenc.exceptions import ProtocolError
 HEADER = Struct("<IB")
 HEADER_BYTES = HEADER.size
 
-MAX_BODY_BYTES = (1 << 32) - 1
-"""The largest body of a frame between processes that know each other; what the header can say."""
+MAX_BODY_BYTES = 960_000_000
+"""The largest body of a frame between processes that know each other. SQLite takes rows of up to 1,000,000,000 bytes."""
 
 MAX_UNPROVEN_BODY_BYTES = 4096
 """The largest body before the other side has proven that it knows the key."""

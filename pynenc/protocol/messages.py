@@ -7,6 +7,7 @@ JSON. Argument, result and exception bytes are opaque here: whoever packs them a
 from __future__ import annotations
 
 from enum import IntEnum
+from math import isfinite
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -20,6 +21,10 @@ INDEX_BITS = 10
 MAX_BATCH_CALLS = 1024
 MAX_BATCH_BYTES = 256 * 1024
 BATCH_NUMBER_BITS = 29
+MAX_BATCH = (1 << (63 - INDEX_BITS)) - 1
+"""The largest number of a batch: with an index it still fits into an integer of SQLite."""
+MAX_INVOCATION = (1 << 63) - 1
+MAX_JSON_BYTES = 64 << 20
 NO_INVOCATION = 0
 """Stands where a batch has no parent; client numbers begin at 1, so no invocation has this number."""
 
@@ -158,12 +163,21 @@ class Batch(NamedTuple):
         made = cls._make((*head, body[split:], body[_BATCH.size : split]))
         if split > len(body):
             raise ProtocolError(f"batch {made.id} is too short")
-        if not 1 <= made.count <= MAX_BATCH_CALLS or made.packing not in _PACKINGS:
+        if not 1 <= made.count <= MAX_BATCH_CALLS or not _is_payload(made.packing, made.payload, made.count):
             raise ProtocolError(f"batch {made.id}: {made.count} calls in packing {made.packing}")
+        if (
+            made.id > MAX_BATCH
+            or made.group > MAX_BATCH
+            or made.parent > MAX_INVOCATION
+            or not isfinite(made.registered)
+        ):
+            raise ProtocolError(f"batch {made.id} of group {made.group}: there are no such numbers")
         return made
 
 
 _PACKINGS = frozenset(map(int, Packing))
+MAX_SECONDS = 1e12
+"""Nothing takes that long."""
 _ENDINGS = frozenset(map(int, Ending))
 
 
@@ -207,9 +221,17 @@ class Results(NamedTuple):
         *head, ends = _RESULTS.unpack_from(body)
         batch, first, stop = head[:3]
         split = _RESULTS.size + ends
-        if not first < stop <= MAX_BATCH_CALLS or ends not in (0, 8 * (stop - first)) or split > len(body):
+        made = cls._make((*head, body[_RESULTS.size : split], body[split:]))
+        if (
+            not first < stop <= MAX_BATCH_CALLS
+            or batch > MAX_BATCH
+            or ends not in (0, 8 * (stop - first))
+            or split > len(body)
+            or not _is_payload(made.packing, made.payload, stop - first)
+            or not (isfinite(made.started) and 0 <= made.took < MAX_SECONDS)
+        ):
             raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
-        return cls._make((*head, body[_RESULTS.size : split], body[split:]))
+        return made
 
 
 class Failure(NamedTuple):
@@ -236,7 +258,8 @@ class Failure(NamedTuple):
     pickled: bytes
 
     def to_frame(self) -> bytes:
-        texts = [text.encode("utf-8", "surrogatepass") for text in self[9:12]]
+        # A file's name in an exception may hold what is no text; SQLite takes none of that.
+        texts = [text.encode("utf-8", "backslashreplace") for text in self[9:12]]
         parts = [*texts, self.pickled]
         head = _FAILURE.pack(*self[:9], *map(len, parts))
         return frame(Kind.FAILURE, head, *parts)
@@ -246,14 +269,23 @@ class Failure(NamedTuple):
         _check(body, _FAILURE)
         unpacked = _FAILURE.unpack_from(body)
         head, lengths = unpacked[:9], unpacked[9:]
-        batch, first, stop, _, _, ending = head[:6]
-        if _FAILURE.size + sum(lengths) != len(body) or not first < stop <= MAX_BATCH_CALLS or ending not in _ENDINGS:
+        batch, first, stop, _, _, ending, *times = head
+        if (
+            _FAILURE.size + sum(lengths) != len(body)
+            or not first < stop <= MAX_BATCH_CALLS
+            or batch > MAX_BATCH
+            or ending not in _ENDINGS
+            or not all(map(isfinite, times))
+        ):
             raise ProtocolError(f"failure of batch {batch} for [{first}, {stop}) does not fit together")
         parts, at = [], _FAILURE.size
         for length in lengths:
             parts.append(body[at : at + length])
             at += length
-        texts = [part.decode("utf-8", "surrogatepass") for part in parts[:3]]
+        try:
+            texts = [part.decode() for part in parts[:3]]
+        except UnicodeDecodeError as error:
+            raise ProtocolError(f"failure of batch {batch} for [{first}, {stop}): {error.reason}") from None
         return cls._make((*head, *texts, parts[3]))
 
 
@@ -286,6 +318,8 @@ class Lease(NamedTuple):
         _check(body, _LEASE)
         *head, lineage = _LEASE.unpack_from(body)
         split = _LEASE.size + lineage
+        if split > len(body):
+            raise ProtocolError(f"a lease of batch {head[1]} is too short")
         return cls._make((*head, body[split:], body[_LEASE.size : split]))
 
 
@@ -310,7 +344,23 @@ class Pause(NamedTuple):
         if rest or count < 3:
             raise ProtocolError(f"a pause of {len(body)} bytes does not fit together")
         position, end, began, *awaited = Struct(f"<2Qd{count - 3}Q").unpack(body)
+        if not isfinite(began):
+            raise ProtocolError(f"a pause at position {position} began at no time")
         return cls(position, end, began, tuple(awaited))
+
+
+def is_of_worker(failure: Failure) -> bool:
+    """Whether a worker may say so: a call is over, or asks for another attempt with a delay that makes sense."""
+    return failure.ending != Ending.RETRY and (
+        failure.retry_s in (NOT_RETRIABLE, DEFAULT_DELAY) or 0 <= failure.retry_s < MAX_SECONDS
+    )
+
+
+def batch_number(number: int) -> int:
+    """A number that somebody says is that of a batch."""
+    if number > MAX_BATCH:
+        raise ProtocolError(f"there is no batch {number}")
+    return number
 
 
 def number_frame(kind: Kind, number: int) -> bytes:
@@ -320,8 +370,9 @@ def number_frame(kind: Kind, number: int) -> bytes:
 
 def number_from(body: bytes) -> int:
     """The integer of such a frame."""
-    _check(body, _U64)
-    number: int = _U64.unpack_from(body)[0]
+    if len(body) != _U64.size:
+        raise ProtocolError(f"a number of {len(body)} bytes")
+    number: int = _U64.unpack(body)[0]
     return number
 
 
@@ -332,7 +383,7 @@ def bytes_frame(kind: Kind, number: int, body: bytes) -> bytes:
 
 def bytes_from(body: bytes) -> tuple[int, bytes]:
     """The integer and the bytes of such a frame."""
-    return number_from(body), body[_U64.size :]
+    return number_from(body[: _U64.size]), body[_U64.size :]
 
 
 def json_frame(kind: Kind, **fields: Any) -> bytes:
@@ -346,9 +397,11 @@ def json_from(body: bytes) -> dict[str, Any]:
     """The JSON object of such a frame."""
     import json
 
+    if len(body) > MAX_JSON_BYTES:
+        raise ProtocolError(f"a message of {len(body):,} bytes of JSON: at most {MAX_JSON_BYTES:,} are allowed")
     try:
         fields = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message that should be JSON is not: {error}") from None
     if not isinstance(fields, dict):
         raise ProtocolError("a message that should be a JSON object is not one")
@@ -369,6 +422,16 @@ def row_bounds(payload: bytes | memoryview) -> list[int]:
     (count,) = _ROWS_COUNT.unpack_from(payload)
     head = 4 + 4 * count
     return [head, *(head + end for end in Struct(f"<{count}I").unpack_from(payload, 4))]
+
+
+def _is_payload(packing: int, payload: bytes, count: int) -> bool:
+    """Whether these bytes can be the values of so many calls. What columns hold is seen only by whoever unpickles them."""
+    if packing != Packing.ROWS:
+        return packing in _PACKINGS
+    if len(payload) < 4 + 4 * count or _ROWS_COUNT.unpack_from(payload)[0] != count:
+        return False
+    bounds = row_bounds(payload)
+    return bounds[-1] == len(payload) and bounds == sorted(bounds)
 
 
 def slice_payload(packing: int, payload: bytes, first: int, stop: int) -> bytes:

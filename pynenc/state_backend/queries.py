@@ -47,6 +47,7 @@ NAMED_BATCHES = "SELECT batch FROM named_batches WHERE group_id = ? ORDER BY bat
 NAME_GROUP = "INSERT OR IGNORE INTO named_groups VALUES (?, ?, ?)"
 NAMED_GROUP = "SELECT id FROM named_groups WHERE task_id = ? AND name = ?"
 ADD_COMMON = "INSERT INTO common_arguments (payload) VALUES (?)"
+HAS_COMMON = "SELECT 1 FROM common_arguments WHERE id = ?"
 COMMON = "SELECT payload FROM common_arguments WHERE id = ?"
 
 PURGE = tuple(

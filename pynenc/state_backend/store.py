@@ -81,6 +81,10 @@ class Store:
         assert number is not None
         return number
 
+    def has_common_arguments(self, number: int) -> bool:
+        """Whether these arguments were kept."""
+        return self._connection.execute(queries.HAS_COMMON, (number,)).fetchone() is not None
+
     def common_arguments(self, number: int) -> bytes:
         """Arguments that the calls of a group share."""
         payload: bytes = self._connection.execute(queries.COMMON, (number,)).fetchone()[0]

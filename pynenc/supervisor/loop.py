@@ -6,7 +6,6 @@ buffered; whoever sends to it asks `Peer.congested` and holds back.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
 import os
@@ -28,6 +27,16 @@ SEND_PARTS = 512
 """How many buffers one system call sends, below every system's limit."""
 
 MAX_DESCRIPTORS = 4
+"""How many open files a peer may hand over, which has them open twice until it is closed."""
+
+MAX_WAIT_S = 3600.0
+"""The system takes no wait of more than 24 days; timers may lie later."""
+
+PAUSE_S = 0.1
+"""How long nobody is accepted when this process can open no more files."""
+
+CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+"""What clients hand over is for the workers, and for nobody that this process starts."""
 
 Frames: TypeAlias = "list[tuple[int, bytes]]"
 
@@ -152,12 +161,16 @@ class Loop:
     Args:
         on_turn: Called after the callbacks of each turn, before anything is sent.
         on_idle: Called when there is nothing to read, before the loop sleeps.
+        on_refused: Told of each peer that is about to be closed because of what it sent, and why.
     """
 
-    def __init__(self, on_turn: Callable[[], None], on_idle: Callable[[], None]) -> None:
+    def __init__(
+        self, on_turn: Callable[[], None], on_idle: Callable[[], None], on_refused: Callable[[Peer, str], None]
+    ) -> None:
         self.to_flush: list[Peer] = []
         self._on_turn = on_turn
         self._on_idle = on_idle
+        self._on_refused = on_refused
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ticket = itertools.count()
@@ -197,7 +210,7 @@ class Loop:
         """Wait for something, take it in, act on it, send."""
         timeout = None
         if self._timers:
-            timeout = max(0.0, self._timers[0][0] - time.monotonic())
+            timeout = min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_WAIT_S)
         for key, events in self._wait(timeout):
             peer = key.data
             if isinstance(peer, Peer):
@@ -243,16 +256,18 @@ class Loop:
                 self.end(peer, "it closed the connection")
                 return
             try:
+                if len(peer.descriptors) > MAX_DESCRIPTORS:
+                    raise ProtocolError(f"it handed over more than {MAX_DESCRIPTORS} open files")
                 peer.on_frames(peer, peer.reader.feed(received))
             except ProtocolError as error:
-                self.end(peer, str(error))
+                self.refuse(peer, str(error))
                 return
             if len(received) < READ_BYTES:
                 return
 
     def _read(self, peer: Peer) -> bytes:
         if peer.takes_descriptors:
-            received, descriptors, _, _ = socket.recv_fds(peer.connection, READ_BYTES, MAX_DESCRIPTORS)
+            received, descriptors, _, _ = socket.recv_fds(peer.connection, READ_BYTES, MAX_DESCRIPTORS, CLOSE_ON_EXEC)
             peer.descriptors += descriptors
             return received
         return bytes(self._buffer[: peer.connection.recv_into(self._buffer)])
@@ -260,6 +275,11 @@ class Loop:
     def wait_for_room(self, peer: Peer) -> None:
         """Go on sending when the peer takes bytes again."""
         self._selector.modify(peer.connection, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+
+    def refuse(self, peer: Peer, why: str) -> None:
+        """Close a connection because of what came over it."""
+        self._on_refused(peer, why)
+        self.end(peer, why)
 
     def end(self, peer: Peer, why: str) -> None:
         """Close a connection and tell its owner, once."""
@@ -279,8 +299,20 @@ class Loop:
         self._selector.close()
 
     def _accept(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            on_connection(listener.accept()[0])
+        try:
+            connection = listener.accept()[0]
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            # Too many open files: whoever waits there is taken in when others have left.
+            self.forget(listener)
+            self.call_in(PAUSE_S, lambda: self._listen_again(listener, on_connection))
+            return
+        on_connection(connection)
+
+    def _listen_again(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
+        if listener.fileno() != -1:
+            self.listen(listener, on_connection)
 
 
 def close_all(descriptors: list[int]) -> None:

@@ -27,7 +27,8 @@ from pynenc.supervisor.loop import Frames, Loop, Peer
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
 
-KEEP_LOST = 64
+KEEP_LOST = MAX_SLOTS
+"""All workers may be lost in one turn, and the rules are told at its end."""
 
 
 class Worker:
@@ -141,6 +142,11 @@ class Pool:
         worker = self.workers.pop(number)
         self._retired[number] = worker
         self.loop.end(worker.peer, "it is not needed any more")
+
+    def position_of(self, number: int) -> int:
+        """Which call a worker runs, by its slot; 0 when it has died in this very turn."""
+        worker = self.workers.get(number)
+        return worker.slot.position if worker is not None else 0
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""

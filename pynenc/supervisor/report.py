@@ -7,6 +7,7 @@ from typing import Any
 
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.pool import Pool
+from pynenc.supervisor.refusals import Refusals
 from pynenc.supervisor.task import Task
 
 
@@ -18,15 +19,22 @@ class Report:
         pool: The workers.
         tasks: By their numbers.
         clients: By their numbers.
+        refusals: Counts the connections that were closed because of what they sent.
     """
 
     def __init__(
-        self, orchestrator: Orchestrator, pool: Pool, tasks: Mapping[int, Task], clients: Mapping[int, object]
+        self,
+        orchestrator: Orchestrator,
+        pool: Pool,
+        tasks: Mapping[int, Task],
+        clients: Mapping[int, object],
+        refusals: Refusals,
     ) -> None:
         self._orchestrator = orchestrator
         self._pool = pool
         self._tasks = tasks
         self._clients = clients
+        self._refusals = refusals
 
     def all(self) -> dict[str, Any]:
         """What the supervisor does just now, for `pynenc status` and the monitor."""
@@ -53,6 +61,7 @@ class Report:
             "clients": len({id(client) for client in self._clients.values()}),
             "ready": self._orchestrator.ready,
             "unfinished": sum(batch.unfinished for batch in self._orchestrator.batches.values()),
+            "refused": self._refusals.count,
             "workers": workers,
         }
 
@@ -61,7 +70,7 @@ class Report:
             if (position := concurrent.position_of(batch, index)) is not None:
                 if position in concurrent.waiting:
                     return "PAUSED"
-                return "PENDING" if position > self._pool.workers[number].slot.position else "RUNNING"
+                return "PENDING" if position > self._pool.position_of(number) else "RUNNING"
         for number, leases in self._orchestrator.workers.items():
             for leased, _ in leases.paused:
                 if leased.calls.batch == batch and leased.calls.first == index:
@@ -69,7 +78,7 @@ class Report:
             for leased in leases.outstanding:
                 if leased.calls.batch == batch and leased.calls.first <= index < leased.calls.stop:
                     position = leased.position + index - leased.calls.first
-                    if position > self._pool.workers[number].slot.position:
+                    if position > self._pool.position_of(number):
                         return "PENDING"
                     return "RESUMED" if position == leases.resumed else "RUNNING"
         unfinished = self._orchestrator.batches.get(batch)
@@ -84,7 +93,7 @@ class Report:
     def counts_of(self, batches: set[int]) -> dict[str, int]:
         pending = running = paused = 0
         for number, leases in self._orchestrator.workers.items():
-            position = self._pool.workers[number].slot.position
+            position = self._pool.position_of(number)
             paused += sum(leased.calls.batch in batches for leased, _ in leases.paused)
             for leased in leases.outstanding:
                 if leased.calls.batch in batches:
@@ -92,7 +101,7 @@ class Report:
                     running += begun - leased.position
                     pending += leased.end - begun
         for number, concurrent in self._orchestrator.concurrent.items():
-            position = self._pool.workers[number].slot.position
+            position = self._pool.position_of(number)
             for at, leased in concurrent.held.items():
                 if leased.calls.batch in batches:
                     paused += at in concurrent.waiting

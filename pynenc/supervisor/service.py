@@ -18,8 +18,9 @@ from typing import Any
 
 from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
 from pynenc.protocol.authentication import prove
+from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
-from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.protocol.messages import VERSION, Kind, json_frame
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
@@ -34,6 +35,9 @@ FIRST_CLIENT_S = 30.0
 
 GREETING_S = 10.0
 """How long a connection may take to prove that it knows the key."""
+
+MAX_STRANGERS = 256
+"""How many connections at once may be about to prove it."""
 
 RETRY_END_S = 0.05
 
@@ -66,7 +70,7 @@ class Supervisor:
         payloads = Payloads(self.store, settings["memory_bytes"])
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares)
         self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
-        self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit))
+        self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit), self.turn.refused)
         self.turn.loop = self.loop
 
     def serve(self) -> None:
@@ -162,6 +166,10 @@ class Supervisor:
     # The handshake: both sides prove that they know the key, which only this user can read.
 
     def _accept(self, connection: socket.socket) -> None:
+        if len(self._greeting) >= MAX_STRANGERS:
+            connection.close()
+            self.turn.refusals.add("a stranger", f"{MAX_STRANGERS} others have not proven yet that they know the key")
+            return
         peer = Peer(self.loop, connection, self._proof_came, self._stranger_left, MAX_UNPROVEN_BODY_BYTES)
         self._greeting.add(peer)  # Whoever is about to become a client keeps the supervisor from ending.
         self.loop.call_in(GREETING_S, lambda: self._stranger_stays(peer))
@@ -175,19 +183,21 @@ class Supervisor:
 
     def _stranger_stays(self, peer: Peer) -> None:
         if peer in self._greeting:
-            self.loop.end(peer, "it did not prove that it knows the key")
+            self.loop.refuse(peer, "it did not prove in time that it knows the key")
 
     def _proof_came(self, peer: Peer, frames: Frames) -> None:
         for kind, body in frames[:1]:
             if kind != Kind.PROOF or len(body) < 96:
                 raise ProtocolError("a client began with something else than a proof")
-            challenge, proof, fields = body[:32], body[32:96], json_from(body[96:])
+            challenge, proof = body[:32], body[32:96]
             if not hmac.compare_digest(proof, prove(self._key, peer.role, b"client")):
                 raise ProtocolError("a client does not know the key")
-            if fields.get("version") != VERSION:
+            fields = Fields.of("a proof", body[96:])
+            version, pid, is_worker = fields.integer("version"), fields.integer("pid"), fields.flag("is_worker")
+            if version != VERSION:
                 refusal = (
                     f"the supervisor (pid {os.getpid()}) speaks protocol {VERSION}, this client "
-                    f"{fields.get('version')}: stop it first (pynenc runner stop)"
+                    f"{version}: stop it first (pynenc runner stop)"
                 )
                 peer.send(json_frame(Kind.REFUSED, error=refusal))
                 peer.flush()
@@ -196,7 +206,7 @@ class Supervisor:
             peer.reader.max_body_bytes = MAX_BODY_BYTES
             peer.takes_descriptors = False
             self._had_client = True
-            number = self.turn.client_joined(peer, int(fields.get("pid", 0)), bool(fields.get("is_worker")))
+            number = self.turn.client_joined(peer, pid, is_worker)
             answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
             peer.send(frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode()))
         if frames[1:]:

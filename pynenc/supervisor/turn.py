@@ -14,9 +14,12 @@ from typing import Any, assert_never
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import Extras
+from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
+    MAX_BATCH,
+    MAX_BATCH_CALLS,
     Batch,
     Ending,
     Failure,
@@ -24,17 +27,19 @@ from pynenc.protocol.messages import (
     Lease,
     Pause,
     Results,
+    batch_number,
     bytes_frame,
     bytes_from,
     invocation_number,
+    is_of_worker,
     json_frame,
-    json_from,
     number_frame,
     number_from,
 )
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import (
     AddWorker,
@@ -83,8 +88,14 @@ from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
+from pynenc.supervisor.refusals import Refusals
 from pynenc.supervisor.report import Report
 from pynenc.supervisor.task import Task
+
+MAX_UNREAD = 10_000
+"""A client with more answers that it has not read is no client of ours."""
+
+MAX_CLIENT = MAX_BATCH >> BATCH_NUMBER_BITS
 
 COMMITTED_EVERY = 16
 """After so many batches a client is told that they are committed, so that it need not keep them."""
@@ -96,18 +107,19 @@ class Client:
     Attributes:
         is_worker: Whether it is a worker whose task calls tasks; nobody stays for its sake.
         tasks: Its own numbers of the tasks that it declared.
+        unread: How many answers it may not have read yet.
         uncommitted: How many batches came since it was told up to which they are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
     """
 
-    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks", "uncommitted")
+    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks", "uncommitted", "unread")
 
     def __init__(self, number: int, peer: Peer, is_worker: bool) -> None:
         self.number = number
         self.is_worker = is_worker
         self.peer = peer
         self.tasks: dict[int, Task] = {}
-        self.uncommitted = 0
+        self.uncommitted = self.unread = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
 
 
@@ -134,9 +146,11 @@ class Turn:
         self._watchers: dict[int, set[int]] = {}
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
+        self._came: set[int] = set()
         self._failures: dict[int, Failure] = {}
+        self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures)
-        self._report = Report(orchestrator, pool, self._tasks, self.clients)
+        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals)
         self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
@@ -147,6 +161,7 @@ class Turn:
         if not self._events and not self._after_commit:
             return
         events, self._events = self._events, []
+        self._came.clear()
         for event, outcome in events:
             if type(event) is BatchArrived or type(event) is BatchOffered or type(event) is BatchRecovered:
                 event = self._with_settled(event)
@@ -204,21 +219,21 @@ class Turn:
             if kind == Kind.BATCH:
                 self._batch_came(client, Batch.from_body(body))
             elif kind == Kind.TASK:
-                self._task_came(client, json_from(body))
+                self._task_came(client, declaration_from(body))
             elif kind == Kind.SYNC:
-                self._after_commit.append((peer, frame(Kind.SYNCED, body)))
+                self._answer(client, number_frame(Kind.SYNCED, number_from(body)))
             elif kind == Kind.WATCH:
-                self._watch(client, number_from(body))
+                self._watch(client, batch_number(number_from(body)))
             elif kind == Kind.QUERY:
-                self._query(client, json_from(body))
+                self._query(client, Fields.of("a question", body))
             elif kind == Kind.CANCEL:
-                self._cancel(json_from(body))
+                self._cancel(Fields.of("a cancellation", body))
             elif kind == Kind.COMMON:
                 token, payload = bytes_from(body)
                 number = self._store.add_common_arguments(payload)
-                self._after_commit.append((peer, json_frame(Kind.REPORT, token=token, number=number)))
+                self._answer(client, json_frame(Kind.REPORT, token=token, number=number))
             elif kind == Kind.ADOPT:
-                self._adopt(client, json_from(body))
+                self._adopt(client, Fields.of("a client that comes over", body))
             elif kind == Kind.GOODBYE:
                 self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
                 self.loop.end(peer, "it said goodbye")
@@ -233,14 +248,15 @@ class Turn:
         task = client.tasks.get(batch.task)
         if task is None or self.clients.get(batch.id >> BATCH_NUMBER_BITS) is not client:
             raise ProtocolError(f"batch {batch.id} of client {client.number} for task {batch.task} fits nothing")
-        if batch.id in self._orchestrator.batches:
+        if batch.id in self._orchestrator.batches or batch.id in self._came:
             return
+        extras = self._extras_of(batch)
+        self._came.add(batch.id)
         client.uncommitted += 1
         if client.uncommitted == COMMITTED_EVERY:
             client.uncommitted = 0
             self._after_commit.append((client.peer, number_frame(Kind.COMMITTED, batch.id)))
         batch = batch._replace(task=task.number)
-        extras = Extras.from_bytes(batch.extras, batch.count)
         # Groups are named by their first batch, so a client's own number is free to name its single calls.
         arrived = BatchArrived(batch.id, task.number, batch.count, batch.group or client.number, extras)
         if extras.registration:
@@ -249,6 +265,14 @@ class Turn:
         else:
             self._take_batch(batch, extras)
             self._events.append((arrived, None))
+
+    def _extras_of(self, batch: Batch) -> Extras:
+        extras = Extras.from_bytes(batch.extras, batch.count)
+        if extras.common and not self._store.has_common_arguments(extras.common):
+            raise ProtocolError(f"batch {batch.id} takes common arguments {extras.common}, which are not there")
+        if extras.dependencies and any(on.batch == batch.id for on in extras.depended_on()):
+            raise ProtocolError(f"batch {batch.id} waits for itself")
+        return extras
 
     def _take_batch(self, batch: Batch, extras: Extras) -> None:
         self._store.add_batch(batch, extras)
@@ -268,31 +292,23 @@ class Turn:
         arrived = arrived._replace(settled=settled)
         return arrived if isinstance(event, BatchArrived) else event._replace(batch=arrived)
 
-    def _task_came(self, client: Client, fields: dict[str, Any]) -> None:
+    def _task_came(self, client: Client, declared: Declaration) -> None:
         import json
 
-        try:
-            task_id, options, context = fields["task_id"], fields["options"], fields["context"]
-            rules = TaskOptions(**options)
-            key = int(fields["key"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"a task was declared without {error}") from None
-        number = self._store.add_task(task_id, json.dumps(options), json.dumps(context))
+        task_id, context = declared.task_id, declared.context
+        number = self._store.add_task(task_id, json.dumps(declared.options), json.dumps(context))
         task = self._tasks.setdefault(number, Task(number, task_id, context))
-        client.tasks[key] = task
-        self._events.append((TaskDeclared(number, rules), None))
+        client.tasks[declared.key] = task
+        self._events.append((TaskDeclared(number, declared.rules), None))
 
-    def _adopt(self, client: Client, fields: dict[str, Any]) -> None:
+    def _adopt(self, client: Client, fields: Fields) -> None:
         """A client comes from a supervisor that died: what that one had committed and not finished is run here."""
-        try:
-            numbers = [int(number) for number in fields["clients"]]
-            batches = [int(number) for number in fields["batches"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"a client came over without {error}") from None
+        numbers, batches = fields.integers("clients", MAX_CLIENT), fields.integers("batches", MAX_BATCH)
+        token = fields.integer("token", default=0)
         for number in numbers:
             self.clients.setdefault(number, client)
         unknown = [number for number in batches if not self._recover(client, number)]
-        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), unknown=unknown)))
+        self._answer(client, json_frame(Kind.REPORT, token=token, unknown=unknown))
 
     def _recover(self, client: Client, number: int) -> bool:
         """Take a batch up that was committed by another supervisor; False when none was."""
@@ -347,32 +363,29 @@ class Turn:
         live = batch in self._orchestrator.batches
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
 
-    def _cancel(self, fields: dict[str, Any]) -> None:
-        try:
-            ranges = [(int(batch), int(first), int(stop)) for batch, first, stop in fields["calls"]]
-            force = bool(fields["force"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(f"a client cancelled calls without {error}") from None
-        positions = self._positions()
-        for calls in ranges:
+    def _cancel(self, fields: Fields) -> None:
+        force, positions = fields.flag("force"), self._positions()
+        for calls in fields.ranges("calls", MAX_BATCH, MAX_BATCH_CALLS):
             self._events.append((CallsWithdrawn(*calls, Ended.CANCELLED, force, positions), None))
 
-    def _query(self, client: Client, fields: dict[str, Any]) -> None:
+    def _query(self, client: Client, fields: Fields) -> None:
         answer: dict[str, Any]
-        what = fields.get("what")
+        what = fields.text("what")
+        token = fields.integer("token", default=0)
         if what == "status":
-            answer = {"status": self._report.status_of(int(fields["batch"]), int(fields["index"]))}
+            batch, index = fields.integer("batch", MAX_BATCH), fields.integer("index", MAX_BATCH_CALLS)
+            answer = {"status": self._report.status_of(batch, index)}
         elif what == "counts":
-            answer = self._report.counts_of(set(fields["batches"]))
+            answer = self._report.counts_of(set(fields.integers("batches", MAX_BATCH)))
         elif what == "report":
             answer = self._report.all()
         elif what == "name_group":
-            group = self._store.name_group(str(fields["task"]), str(fields["name"]), int(fields["group"]))
-            answer = {"group": group}
+            named = (fields.text("task"), fields.text("name"), fields.integer("group", MAX_BATCH))
+            answer = {"group": self._store.name_group(*named)}
         elif what == "stop":
-            answer = {}
+            self.stopped = fields.flag("now", default=False)
             self._pool.persistent = False
-            self.stopped = bool(fields.get("now"))
+            answer = {}
         elif what == "purge":
             if not self.drained():
                 answer = {"error": "calls are still running or waiting to run"}
@@ -380,8 +393,26 @@ class Turn:
                 self._store.purge()
                 answer = {}
         else:
-            raise ProtocolError(f"a client asked for {what!r}")
-        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), **answer)))
+            raise ProtocolError(f"a client asked for {what!r:.100}")
+        self._answer(client, json_frame(Kind.REPORT, token=token, **answer))
+
+    def _answer(self, client: Client, answer: bytes) -> None:
+        """Answer after the commit. Whoever asks reads the answer before the next question, in each of its threads."""
+        client.unread += 1
+        if client.unread > MAX_UNREAD:
+            raise ProtocolError(f"it asked {MAX_UNREAD:,} questions and read no answer")
+        self._after_commit.append((client.peer, answer))
+
+    def refused(self, peer: Peer, why: str) -> None:
+        """A connection is closed because of what came over it."""
+        role = peer.role
+        if isinstance(role, Client):
+            who = f"client {role.number}"
+            peer.send(json_frame(Kind.REFUSED, error=f"the supervisor closed the connection: {why}"))
+            peer.flush()
+        else:
+            who = f"worker {role.number} (pid {role.pid})" if isinstance(role, Worker) else "a stranger"
+        self.refusals.add(who, why)
 
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
@@ -396,6 +427,7 @@ class Turn:
 
     def _client_drained(self, peer: Peer) -> None:
         client: Client = peer.role
+        client.unread = 0
         while client.backlog and peer.buffered < self._client_buffer_bytes:
             kind, number = client.backlog.popleft()
             if kind == Kind.RESULTS:
@@ -417,10 +449,14 @@ class Turn:
         for kind, body in frames:
             if kind == Kind.RESULTS:
                 results = Results.from_body(body)
+                if results.worker != number or not results.ends:
+                    raise ProtocolError(f"results of worker {results.worker} without times")
                 succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, results.took)
                 self._events.append((succeeded, results))
             elif kind == Kind.FAILURE:
                 failure = Failure.from_body(body)
+                if failure.worker != number or failure.stop != failure.first + 1 or not is_of_worker(failure):
+                    raise ProtocolError(f"a failure of worker {failure.worker}, ending {failure.ending}")
                 took = failure.ended - failure.started
                 failed = CallFailed(number, failure.batch, failure.first, took, failure.retry_s, random.random())
                 self._events.append((failed, failure))
@@ -468,34 +504,52 @@ class Turn:
                 self.loop.call_in(effect.seconds, self._check_times)
             case CallLater():
                 self.loop.call_in(effect.seconds, lambda: self._its_time_came(effect.event))
+            case AddWorker():
+                self._pool.add(effect.concurrent)
+            case LookAgain():
+                self.loop.call_in(effect.seconds, self._looked)
+            case (
+                CutWorker()
+                | UncutWorker()
+                | PauseWorker()
+                | ResumeWorker()
+                | ResumeCall()
+                | StopCall()
+                | RetireWorker()
+            ):
+                worker = self._pool.workers.get(effect.worker)
+                if worker is not None:  # Else it has died in this very turn, and the rules are told next.
+                    self._tell_worker(worker, effect)
+            case _:
+                assert_never(effect)
+
+    def _tell_worker(
+        self,
+        worker: Worker,
+        effect: CutWorker | UncutWorker | PauseWorker | ResumeWorker | ResumeCall | StopCall | RetireWorker,
+    ) -> None:
+        match effect:
             case CutWorker():
-                worker = self._pool.workers[effect.worker]
                 worker.slot.cut(effect.start, effect.stop)
                 self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker, effect.serial))
             case UncutWorker():
-                self._pool.workers[effect.worker].slot.uncut()
+                worker.slot.uncut()
             case PauseWorker():
-                worker = self._pool.workers[effect.worker]
                 if effect.cut is None:
                     worker.slot.uncut()
                 else:
                     worker.slot.cut(*effect.cut)
                 worker.peer.send(frame(Kind.PAUSED))
             case ResumeWorker():
-                worker = self._pool.workers[effect.worker]
                 if effect.uncut:
                     worker.slot.uncut()
                 worker.peer.send(frame(Kind.RESUMED))
             case ResumeCall():
-                self._pool.workers[effect.worker].peer.send(number_frame(Kind.RESUMED, effect.position))
+                worker.peer.send(number_frame(Kind.RESUMED, effect.position))
             case StopCall():
-                self._pool.workers[effect.worker].peer.send(number_frame(Kind.CANCEL, effect.position))
-            case AddWorker():
-                self._pool.add(effect.concurrent)
+                worker.peer.send(number_frame(Kind.CANCEL, effect.position))
             case RetireWorker():
                 self._pool.retire(effect.worker)
-            case LookAgain():
-                self.loop.call_in(effect.seconds, self._looked)
             case _:
                 assert_never(effect)
 

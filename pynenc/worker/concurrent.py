@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from pynenc import context, execution
-from pynenc.exceptions import TaskTimeoutError
+from pynenc.exceptions import ProtocolError, TaskTimeoutError
 from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
 from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import Frozen, freeze, leased_arguments
@@ -236,11 +236,13 @@ class ConcurrentWorker(BaseWorker):
 
     def take_lease(self, lease: Lease) -> None:
         """Begin these calls."""
-        declared, entries = self._tasks[lease.task], self._entries(lease)
+        declared = self._tasks[lease.task]
         self.slot.numbers[POSITION] = lease.position + lease.stop - lease.first - 1
         try:
-            func = self._function(declared, lease)
-        except BaseException as error:  # importing runs user code
+            func, entries = self._function(declared, lease), self._entries(lease)
+            if len(entries) != lease.stop - lease.first:
+                raise ProtocolError(f"{len(entries)} arguments came for {lease.stop - lease.first} calls")
+        except BaseException as error:  # importing and unpickling run user code
             raised, now = execution.describe(error), time.monotonic()
             for index in range(lease.first, lease.stop):
                 call = (lease.batch, index, self.number, lease.attempt)

@@ -262,7 +262,11 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
     shipper.begin(lease, task.retriable_exceptions, is_timed=declared.stride == 1)
     began = time.monotonic()
     try:
-        entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
+        try:
+            entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
+        except Exception as error:  # whatever unpickling raises
+            fail(lease, error, slot, shipper)
+            return None
         positions = range(lease.position, lease.position + lease.stop - lease.first)
         stopped_at = execution.run_lease(func, entries, positions, slot, shipper, declared.stride)
     finally:

@@ -104,6 +104,7 @@ class Orchestrator(Concurrent):
         batch = self.batches.get(event.batch)
         if batch is None:
             return []
+        event = event._replace(stop=min(event.stop, batch.count))
         effects: list[Effect] = []
         expired = event.why is Ended.EXPIRED
         for ready in self._unqueue(event.batch, event.first, event.stop):
@@ -220,6 +221,8 @@ class Orchestrator(Concurrent):
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
+        if not worker.outstanding or worker.outstanding[0].position != event.position:
+            return self._kill(event.worker, worker)  # It has lost its senses: no such call is in its hands.
         effects = self._requeue(event.worker, worker.take_since(event.position + 1))
         for number in self._with_dependencies(event.awaited):
             self._put_first(number)
@@ -235,6 +238,8 @@ class Orchestrator(Concurrent):
         worker = self.workers.get(event.worker)
         if worker is None:
             return []
+        if not worker.paused:
+            return self._kill(event.worker, worker)  # It has lost its senses: nothing of it waits.
         effects = self._requeue(event.worker, worker.take_since(event.position + 1))
         if not self._hold_again(event.worker, worker.paused[-1][0].calls):
             worker.resuming = True
