@@ -259,12 +259,13 @@ class Pynenc:
     def state_backend(self) -> StateBackend:
         """Reads what is stored about invocations."""
         from pynenc import context
-        from pynenc.client.launch import paths_of
+        from pynenc.client.launch import check_state_dir, paths_of
         from pynenc.state_backend import StateBackend
 
         inside = context.worker_of
         if inside is not None and inside.app_id == self.app_id:
             return StateBackend(inside.database)
+        check_state_dir(self.conf.state_path)
         return StateBackend(paths_of(self.conf.state_path, self.app_id).database)
 
     @cached_property

@@ -25,6 +25,10 @@ def status(options: argparse.Namespace) -> int:
             f"{report['unfinished']:,} calls unfinished, {report['ready']:,} of them waiting",
             highlight=False,
         )
+        if report["refused"]:
+            console.print(
+                f"{report['refused']:,} connections were closed because of what they sent; the log tells of them"
+            )
         _print_workers(console, report["workers"])
     table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
     for counts in app.state_backend.counts_by_task():

@@ -22,6 +22,9 @@ from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.system.spin import Spin
 
+LONGEST_S = 1e6
+"""Waits that are longer have no end: the system takes none of more than 24 days."""
+
 
 class Connection:
     """A connection of this process, shared by its threads.
@@ -71,8 +74,11 @@ class Connection:
                 raise self.lost
             try:
                 self._socket.sendall(message)
+                return
             except OSError as error:
-                raise self._lose(str(error)) from error
+                why = error
+        self.read_nowait()  # It may have said why it closed the connection.
+        raise self._lose(str(why)) from why
 
     def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Read until something is so.
@@ -87,6 +93,8 @@ class Connection:
         Raises:
             SupervisorLostError: The supervisor is gone and it never will be so.
         """
+        if timeout is not None and timeout > LONGEST_S:
+            timeout = None
         deadline = None if timeout is None else time.monotonic() + timeout
         while not done():
             remaining = None if deadline is None else deadline - time.monotonic()
@@ -162,7 +170,7 @@ class Connection:
             if kind == Kind.REFUSED:
                 self.is_closed = True
                 self.lost = SupervisorLostError(str(json_from(body).get("error")))
-                raise self.lost
+                break  # Whoever has got what it waited for until now does not care.
             self._on_frame(kind, body)
         with self._turn:
             self._turn.notify_all()  # Other threads may wait for what this read brought.

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import stat
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import RunnerError
@@ -52,11 +53,7 @@ def prepare_state_dir(state_dir: str) -> None:
     """
     try:
         os.makedirs(state_dir, mode=0o700, exist_ok=True)
-        if os.stat(state_dir).st_uid != os.geteuid():
-            raise RunnerError(
-                f"the state directory {state_dir} belongs to another user, whose pickles would be run here: "
-                "set state_dir to one of your own"
-            )
+        check_state_dir(state_dir)
         ignore = os.path.join(state_dir, ".gitignore")
         if not os.path.exists(ignore):
             with open(ignore, "w") as file:
@@ -66,6 +63,28 @@ def prepare_state_dir(state_dir: str) -> None:
             f"the state directory {state_dir} cannot be used: {error}; set state_dir (PYNENC__STATE_DIR) to a directory "
             "that can be written"
         ) from error
+
+
+def check_state_dir(state_dir: str) -> None:
+    """See that nobody else can have put pickles there. One that does not exist yet is as good.
+
+    Raises:
+        RunnerError: It belongs to somebody else, or anybody can write to it.
+    """
+    try:
+        found = os.stat(state_dir)
+    except FileNotFoundError:
+        return
+    if found.st_uid != os.geteuid():
+        raise RunnerError(
+            f"the state directory {state_dir} belongs to another user, whose pickles would be run here: "
+            "set state_dir to one of your own"
+        )
+    if found.st_mode & stat.S_IWOTH:
+        raise RunnerError(
+            f"the state directory {state_dir} is one that others can write to, and their pickles would be run here: "
+            "chmod o-w it, or set state_dir to one of your own"
+        )
 
 
 def find(paths: Paths) -> tuple[socket.socket, Address] | None:

@@ -93,7 +93,7 @@ class Frames:
         ]
         return self.chance.choice(makers)(client, batches)
 
-    def of_worker(self, worker: int, batches: list[int]) -> bytes:
+    def of_worker(self, worker: int, batches: list[int], position: int) -> bytes:
         """Something that a worker could send that has lost its senses."""
         chance = self.chance
         odd = self._odd
@@ -112,9 +112,11 @@ class Frames:
             return Failure(batch, first, stop, worker, 0, ending, retry_s, *times, *texts, canary.PICKLE).to_frame()
         if kind == 2:
             awaited = tuple(self._known(batches) for _ in range(chance.randrange(3)))
-            return Pause(self._edge(), self._edge(), times[0], awaited).to_frame()
+            end = position + chance.choice([1, 1, 2])
+            return Pause(odd(position, self._edge(), 0.2), odd(end, self._edge(), 0.2), times[0], awaited).to_frame()
         if kind == 3:
-            return number_frame(chance.choice([Kind.CUT, Kind.RESUME, Kind.WAITS]), self._edge())
+            at = odd(position, self._edge(), 0.3)
+            return number_frame(chance.choice([Kind.CUT, Kind.RESUME, Kind.RESUME, Kind.WAITS]), at)
         return frame(chance.randrange(256), chance.randbytes(chance.randrange(64)))
 
     def mutated(self, whole: bytes) -> bytes:

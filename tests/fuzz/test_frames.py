@@ -37,7 +37,7 @@ def test_mutated_frames_are_refused_or_acted_on(
     monkeypatch.setenv(canary.VARIABLE, str(tmp_path / "sang"))
     world = fuzz(tmp_path / "fuzz.db", seed, 4_000)
     assert world.refused > 500
-    assert world.turn.refusals.count == world.refused
+    assert world.refusals.count == world.refused
     assert not (tmp_path / "sang").exists(), "something was unpickled"
     log = capfd.readouterr().err
     assert 100 <= log.count("refused connection") < 120, "the log tells of refusals, and is bounded"

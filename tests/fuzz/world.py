@@ -9,12 +9,13 @@ from typing import Any
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader
-from pynenc.protocol.messages import Kind, Lease, Packing, Results, rows_payload
+from pynenc.protocol.messages import Kind, Lease, Packing, Results, json_frame, rows_payload
 from pynenc.protocol.slots import POSITION, SLOT_BYTES
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import WatchedSlot, Worker
+from pynenc.supervisor.refusals import Refusals
 from pynenc.supervisor.turn import Turn
 from tests.fuzz.frames import Frames
 
@@ -122,24 +123,40 @@ class World:
     def __init__(self, database: str, seed: int) -> None:
         self.chance = random.Random(seed)
         self.frames = Frames(self.chance)
-        self.store = Store(database)
-        self.pool = FakePool()
-        self.loop = FakeLoop()
-        orchestrator = Orchestrator(0.02, self.pool.size, 2)
-        self.turn = Turn(self.store, orchestrator, Payloads(self.store, 1 << 16), self.pool, 1 << 16)  # type: ignore[arg-type]
-        self.turn.loop = self.loop  # type: ignore[assignment]
-        self.pool.turn = self.turn
-        self.orchestrator = orchestrator
         self.sent = self.refused = 0
+        self.refusals = Refusals()
+        self.store = Store(database)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Be a supervisor that has just started."""
+        self.pool, self.loop = FakePool(), FakeLoop()
         self.clients: list[FakePeer] = []
+        self.orchestrator = Orchestrator(0.02, self.pool.size, 2)
+        payloads = Payloads(self.store, 1 << 16)
+        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, 1 << 16)  # type: ignore[arg-type]
+        self.turn.loop = self.loop  # type: ignore[assignment]
+        self.turn.refusals = self.refusals  # One log for all supervisors, to see that it is bounded.
+        self.pool.turn = self.turn
         for _ in range(self.pool.size):
             self.pool.add(False)
 
+    def _begin_again(self) -> None:
+        """The supervisor was killed; clients bring their batches to another one."""
+        known = [batch for client in self.clients for batch in client.batches]
+        self._release()
+        self._begin()
+        peer = self._join()
+        peer.batches = known[-40:]
+
     def close(self) -> None:
         """Let go of everything."""
+        self._release()
+        self.store.close()
+
+    def _release(self) -> None:
         for worker in [*self.pool.workers.values(), *self.pool.lost.values()]:
             worker.slot.release()
-        self.store.close()
 
     def step(self) -> None:
         """Let something happen."""
@@ -153,6 +170,8 @@ class World:
             self._worker_sends(chance.choice(list(self.pool.workers.values())))
         elif what < 0.98:
             self._something_ends()
+        elif what < 0.981:
+            self._begin_again()
         if self.sent % TURN_EVERY == 0:
             self.settle()
 
@@ -177,8 +196,9 @@ class World:
             self.pool.die(number)
         self.settle()
         peer = self._join()
-        declare = '{"key": 1, "task_id": "m.f", "options": {"priority": 4611686018427387904}, "context": {"sys_path": [], "cwd": "/"}}'
-        self.turn.client_frames(peer, [(Kind.TASK, declare.encode())])  # type: ignore[arg-type]
+        options = {"priority": 1 << 62}  # Before all that others left behind.
+        declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context={"sys_path": [], "cwd": "/"})
+        self.turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
         number = (peer.role.number << 29) + (1 << 28)
         body = b"".join(
             (number.to_bytes(8, "little"), b"\x01\0\0\0\x02\0\0\0", bytes(24), bytes([Packing.COLUMN]), bytes(4), b"x")
@@ -235,18 +255,23 @@ class World:
             self._work_honestly(worker)
             return
         known = list(self.orchestrator.batches)[-40:]
-        sent = self.frames.of_worker(worker.number, known)
+        sent = self.frames.of_worker(worker.number, known, worker.slot.position)
         if self.chance.random() < 0.3:
             sent = self.frames.mutated(sent)
         self._receive(worker.peer, sent)  # type: ignore[arg-type]
 
     def _work_honestly(self, worker: Worker) -> None:
+        """Run what was leased; now and then it begins with something and does not come to its end yet."""
         peer: Any = worker.peer
-        sent, peer.sent[:] = list(peer.sent), []
-        for message in sent:
+        while peer.sent:
+            message = peer.sent.pop(0)
             if message[HEADER_BYTES - 1] != Kind.LEASE:
                 continue
             lease = Lease.from_body(message[HEADER_BYTES:])
+            if self.chance.random() < 0.3:
+                worker.slot.numbers[POSITION] = lease.position
+                peer.sent.insert(0, message)
+                break
             worker.slot.numbers[POSITION] = lease.position + lease.stop - lease.first - 1
             count = lease.stop - lease.first
             packing, payload = (Packing.ROWS, rows_payload([b"x"] * count)) if count < 5 else (Packing.COLUMN, b"x")

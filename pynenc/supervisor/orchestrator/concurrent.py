@@ -31,7 +31,12 @@ class Concurrent(Losses):
         """Hand ready calls to workers that have room. Once per turn, after its events."""
         if not self.brokers:
             return super().lease_ready_calls()
-        return self._lease_concurrent_calls() + super().lease_ready_calls()
+        effects: list[Effect] = []
+        self._crossed = True
+        while self._crossed:  # Calls that come first for their key may be for workers of the other kind.
+            self._crossed = False
+            effects += self._lease_concurrent_calls() + super().lease_ready_calls()
+        return effects
 
     def call_paused(self, event: WorkerPaused, worker: ConcurrentLeases) -> list[Effect]:
         """One of the calls waits for others: its place and its key are free meanwhile."""
@@ -109,6 +114,9 @@ class Concurrent(Losses):
                 self.keys.block(key, self._order(calls), calls)
                 woken = self.keys.wake(key) if free else None
                 if woken is None:
+                    return []
+                if not self.tasks[woken.task].options.concurrency:
+                    self._cross(woken)
                     return []
                 calls = woken
             elif not free:

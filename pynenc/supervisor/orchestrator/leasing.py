@@ -148,7 +148,8 @@ class Leasing(Arrivals):
             return self._hold(key, number, calls)
         keys.block(key, self._order(calls), calls)
         if not free:
-            with_room = [one for one in keys.holders[key] if self._has_room(self.workers[one])]
+            # Calls that run side by side hold it themselves.
+            with_room = [one for one in keys.holders[key] if one in self.workers and self._has_room(self.workers[one])]
             if not with_room:
                 return []
             number = with_room[0]
@@ -159,6 +160,9 @@ class Leasing(Arrivals):
         effects: list[Effect] = []
         worker = self.workers[number]
         while (calls := self.keys.wake(key)) is not None:
+            if self.tasks[calls.task].options.concurrency:
+                self._cross(calls)
+                break
             call_s = self.tasks[calls.task].call_s
             room = int((self.lease_s - worker.load_s) / call_s) if call_s else 0
             stop = calls.first + max(room, 0 if effects else 1)
@@ -169,6 +173,11 @@ class Leasing(Arrivals):
                 break
             effects += self._hold(key, number, calls.part(calls.first, min(stop, calls.stop)))
         return effects
+
+    def _cross(self, calls: Range) -> None:
+        """Give calls back that others have the key of: those have other options, and run in workers of the other kind."""
+        self._queue_back(calls)
+        self._crossed = True
 
     def _hold(self, key: bytes, number: int, calls: Range) -> list[Effect]:
         self.keys.hold(key, number, calls.stop - calls.first)
