@@ -126,9 +126,12 @@ class Session:
             self._connection = None
 
     def after_fork_in_child(self) -> None:
-        """A forked child connects for itself when it makes its first call."""
+        """A forked child connects for itself when it makes its first call; what its parent waits for is not its business."""
         self._lock = threading.RLock()
         self._callbacks_lock = threading.Lock()
+        for submission in self._held.values():
+            submission.runner = LostRunner(self._runner, _not_ours(submission))
+            submission.callbacks = None
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
@@ -464,13 +467,25 @@ class Session:
                 self._take_up(connection)
 
 
+def _not_ours(submission: Submission) -> RunnerError:
+    return RunnerError(
+        f"batch {submission.invocation_id(0)} belongs to the process that forked this one, which gets its outcomes; "
+        "here app.get_invocation(invocation_id) finds what it has sent"
+    )
+
+
 def _close_at_exit() -> None:
     global _registered
-    if not _registered:
-        import atexit
+    if _registered:
+        return
+    import atexit
 
-        _registered = True
-        atexit.register(_close_all)
+    _registered = True
+    atexit.register(_close_all)
+    multiprocessing = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
+        # Its processes leave without what is registered with atexit.
+        multiprocessing.Finalize(None, _close_all, exitpriority=0)
 
 
 _registered = False
@@ -490,6 +505,8 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _registered
+    _registered = False  # What is registered may hold for other ways to end than this process's.
     for runner in list(_runners):
         runner.after_fork_in_child()
 

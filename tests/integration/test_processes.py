@@ -78,33 +78,6 @@ for number in range(300):
     assert sorted(map(int, marks.read_text().split())) == list(range(300))
 
 
-def test_twenty_scripts_that_start_at_once_share_one_supervisor(tmp_path: Path) -> None:
-    (tmp_path / "tasks.py").write_text(TASKS)
-    (tmp_path / "script.py").write_text(
-        "import sys; from tasks import *\nprint(pid().result[1], flush=True); sys.stdin.read()\n"
-    )
-    scripts = [
-        subprocess.Popen(
-            [sys.executable, "script.py"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(20)
-    ]
-    try:
-        fork_servers = {script.stdout.readline() for script in scripts}  # type: ignore[union-attr]
-    finally:
-        for script in scripts:
-            script.communicate()
-    assert len(fork_servers) == 1
-    assert all(script.returncode == 0 for script in scripts)
-
-
-def test_apps_side_by_side_do_not_meet(run_python: RunPython) -> None:
-    second = TASKS.replace("Pynenc()", "Pynenc('second')")
-    script = "import tasks, second\nprint(tasks.pid().result[1] != second.pid().result[1])\n"
-    finished = run_python({"tasks.py": TASKS, "second.py": second, "script.py": script}, "script.py")
-    assert (finished.code, finished.out) == (0, "True\n"), finished.err
-
-
 def test_an_invocation_is_found_by_its_id_from_another_process_and_later(run_python: RunPython) -> None:
     make = "from tasks import add\ni = add(2, 3)\ni.result\nprint(i.invocation_id)\n"
     made = run_python({"tasks.py": TASKS, "make.py": make}, "make.py")
@@ -170,37 +143,6 @@ def test_counts_of_a_group_on_the_way(tmp_path: Path) -> None:
     assert group.counts == {InvocationStatus.SUCCESS: 6}
 
 
-def test_threads_can_call_at_once() -> None:
-    results: dict[int, list[int]] = {}
-
-    def call(number: int) -> None:
-        results[number] = [invocation.result for invocation in [tasks.add(number, x) for x in range(200)]]
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {number: [number + x for x in range(200)] for number in range(8)}
-
-
-def test_a_forked_child_has_a_connection_of_its_own() -> None:
-    before = tasks.add(1, 1)
-    assert before.result == 2
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            if tasks.add(20, 2).result == 22:
-                tasks.app.close()
-                code = 0
-        finally:
-            os._exit(code)
-    assert tasks.add(3, 3).result == 6
-    assert os.waitpid(child, 0)[1] == 0
-    assert list(tasks.add.parallelize([(x,) for x in range(100)]).results) == list(range(100))
-
-
 def test_closing_and_calling_again_connects_again() -> None:
     first = tasks.add(1, 2)
     tasks.app.close()
@@ -249,16 +191,6 @@ def test_a_supervisor_that_comes_to_nothing_is_told_of(tmp_path: Path, monkeypat
         lost.result  # noqa: B018
     monkeypatch.undo()
     assert tasks.add(1, 2).result == 3
-
-
-def test_many_clients_with_many_calls_each(tmp_path: Path) -> None:
-    (tmp_path / "tasks.py").write_text(TASKS)
-    script = (
-        "from tasks import add\nassert [i.result for i in [add(x, 1) for x in range(300)]] == list(range(1, 301))\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    clients = [subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path) for _ in range(10)]
-    assert [client.wait() for client in clients] == [0] * 10
 
 
 def test_a_client_that_does_not_read_holds_nobody_up_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
