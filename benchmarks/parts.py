@@ -109,7 +109,7 @@ def supervisor() -> float:
     held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, 1 << 24)  # type: ignore[arg-type]
-    turn.loop = SimpleNamespace(flush=lambda: None)  # type: ignore[assignment]
+    turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda seconds, callback: None)  # type: ignore[assignment]
     turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
     turn.worker_started(held)  # type: ignore[arg-type]
     client_role, worker_role = peer.role, held

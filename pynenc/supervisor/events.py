@@ -204,6 +204,13 @@ class Looked(NamedTuple):
     positions: dict[int, int]
 
 
+class StopsChecked(NamedTuple):
+    """The time that was asked for with `WatchStops` has passed: the positions of all workers, and which of them are stopped."""
+
+    positions: dict[int, int]
+    stopped: frozenset[int]
+
+
 Event: TypeAlias = (
     TaskDeclared
     | BatchArrived
@@ -222,6 +229,7 @@ Event: TypeAlias = (
     | CutSettled
     | CutReached
     | Looked
+    | StopsChecked
 )
 
 
@@ -294,6 +302,12 @@ class StopCall(NamedTuple):
 
 class LookAgain(NamedTuple):
     """Tell the workers' positions after this many seconds."""
+
+    seconds: float
+
+
+class WatchStops(NamedTuple):
+    """Tell the workers' positions, and which of those that did not move are stopped, after this many seconds."""
 
     seconds: float
 
@@ -405,6 +419,7 @@ Effect: TypeAlias = (
     | AddWorker
     | RetireWorker
     | LookAgain
+    | WatchStops
     | KeepOutcome
     | KeepAttempt
     | KeepTransition

@@ -23,6 +23,7 @@ from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.system.stopped import is_stopped
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
@@ -147,6 +148,11 @@ class Pool:
         """Which call a worker runs, by its slot; 0 when it has died in this very turn."""
         worker = self.workers.get(number)
         return worker.slot.position if worker is not None else 0
+
+    def is_stopped(self, number: int) -> bool:
+        """Whether a worker's process is stopped."""
+        worker = self.workers.get(number)
+        return worker is not None and is_stopped(worker.pid)
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""

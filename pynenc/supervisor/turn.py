@@ -73,11 +73,13 @@ from pynenc.supervisor.events import (
     RetireWorker,
     RetryDue,
     StopCall,
+    StopsChecked,
     TaskDeclared,
     TaskOptions,
     ThreadsWait,
     TimesChecked,
     UncutWorker,
+    WatchStops,
     WatchTimes,
     WorkerJoined,
     WorkerLost,
@@ -508,6 +510,8 @@ class Turn:
                 self._pool.add(effect.concurrent)
             case LookAgain():
                 self.loop.call_in(effect.seconds, self._looked)
+            case WatchStops():
+                self.loop.call_in(effect.seconds, self._check_stops)
             case (
                 CutWorker()
                 | UncutWorker()
@@ -629,6 +633,11 @@ class Turn:
 
     def _looked(self) -> None:
         self._events.append((Looked(self._positions()), None))
+
+    def _check_stops(self) -> None:
+        positions = self._positions()
+        stopped = frozenset(one for one in self._orchestrator.suspects(positions) if self._pool.is_stopped(one))
+        self._events.append((StopsChecked(positions, stopped), None))
 
     def _positions(self) -> dict[int, int]:
         return {number: worker.slot.position for number, worker in self._pool.workers.items()}

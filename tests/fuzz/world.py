@@ -9,8 +9,8 @@ from typing import Any
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader
-from pynenc.protocol.messages import Kind, Lease, Packing, Results, json_frame, rows_payload
-from pynenc.protocol.slots import POSITION, SLOT_BYTES
+from pynenc.protocol.messages import Kind, Lease, Packing, Results, json_frame, number_frame, rows_payload
+from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, SLOT_BYTES
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
@@ -99,6 +99,9 @@ class FakePool:
     def position_of(self, number: int) -> int:
         worker = self.workers.get(number)
         return worker.slot.position if worker is not None else 0
+
+    def is_stopped(self, number: int) -> bool:
+        return number % 2 == 0
 
     def die(self, number: int) -> None:
         """One of them is gone, and another one takes its place, unless it runs many calls at once."""
@@ -261,23 +264,33 @@ class World:
         self._receive(worker.peer, sent)  # type: ignore[arg-type]
 
     def _work_honestly(self, worker: Worker) -> None:
-        """Run what was leased; now and then it begins with something and does not come to its end yet."""
+        """Run what was leased, up to a cut; now and then it begins with something and does not come to its end yet."""
         peer: Any = worker.peer
+        numbers = worker.slot.numbers
         while peer.sent:
             message = peer.sent.pop(0)
             if message[HEADER_BYTES - 1] != Kind.LEASE:
                 continue
             lease = Lease.from_body(message[HEADER_BYTES:])
-            if self.chance.random() < 0.3:
-                worker.slot.numbers[POSITION] = lease.position
+            cut, dropped_to = numbers[CUT_FROM], numbers[CUT_TO]
+            end = lease.position + lease.stop - lease.first
+            if cut and max(cut, lease.position) < min(dropped_to, end):
+                end = max(cut, lease.position)
+                peer.sent[:] = [one for one in peer.sent if not _is_lease_before(one, dropped_to)]
+            elif self.chance.random() < 0.3:
+                numbers[POSITION] = lease.position
                 peer.sent.insert(0, message)
                 break
-            worker.slot.numbers[POSITION] = lease.position + lease.stop - lease.first - 1
-            count = lease.stop - lease.first
-            packing, payload = (Packing.ROWS, rows_payload([b"x"] * count)) if count < 5 else (Packing.COLUMN, b"x")
-            ends = b"\0" * 8 * count
-            results = Results(lease.batch, lease.first, lease.stop, worker.number, packing, 1.0, 0.001, ends, payload)
-            self._receive(peer, results.to_frame())
+            count = end - lease.position
+            if count:
+                numbers[POSITION] = end - 1
+                packing, payload = (Packing.ROWS, rows_payload([b"x"] * count)) if count < 5 else (Packing.COLUMN, b"x")
+                calls = (lease.batch, lease.first, lease.first + count)
+                results = Results(*calls, worker.number, packing, 1.0, 0.001, b"\0" * 8 * count, payload)
+                self._receive(peer, results.to_frame())
+            if count < lease.stop - lease.first:
+                numbers[POSITION] = end
+                self._receive(peer, number_frame(Kind.CUT, end))
 
     def _receive(self, peer: FakePeer, sent: bytes) -> None:
         """What the loop does with bytes that come."""
@@ -288,3 +301,7 @@ class World:
             self.refused += 1
             self.turn.refused(peer, str(error))  # type: ignore[arg-type]
             self.loop.end(peer, str(error))
+
+
+def _is_lease_before(message: bytes, position: int) -> bool:
+    return message[HEADER_BYTES - 1] == Kind.LEASE and Lease.from_body(message[HEADER_BYTES:]).position < position

@@ -44,11 +44,13 @@ from pynenc.supervisor.events import (
     RetireWorker,
     RetryDue,
     StopCall,
+    StopsChecked,
     TaskDeclared,
     TaskOptions,
     ThreadsWait,
     TimesChecked,
     UncutWorker,
+    WatchStops,
     WatchTimes,
     WorkerJoined,
     WorkerLost,
@@ -132,6 +134,7 @@ class Cluster(RuleBasedStateMachine):
         self.last_worker = 0
         self.looking = False
         self.watching = False
+        self.watching_stops = False
         self.dying: set[int] = set()
         self.later: list[RetryDue | CallsWithdrawn] = []
         self.retries: dict[tuple[int, int], int] = {}
@@ -297,6 +300,8 @@ class Cluster(RuleBasedStateMachine):
                 self.workers[effect.worker].cut = (NO_CUT, NO_CUT)
             case LookAgain():
                 self.looking = True
+            case WatchStops():
+                self.watching_stops = True
             case PauseWorker():
                 worker = self.workers[effect.worker]
                 worker.cut = effect.cut or (NO_CUT, NO_CUT)
@@ -664,6 +669,15 @@ class Cluster(RuleBasedStateMachine):
     def look(self) -> None:
         self.looking = False
         self.tell(Looked({number: worker.position for number, worker in self.workers.items()}))
+
+    @precondition(lambda self: self.watching_stops)
+    @rule(data=st.data())
+    def look_for_stops(self, data: st.DataObject) -> None:
+        self.watching_stops = False
+        positions = {number: worker.position for number, worker in self.workers.items()}
+        suspects = self.orchestrator.suspects(positions)
+        stopped = data.draw(st.sets(st.sampled_from(suspects))) if suspects else set()
+        self.tell(StopsChecked(positions, frozenset(stopped)))
 
     @precondition(lambda self: bool(self.workers))
     @rule(data=st.data())

@@ -51,6 +51,7 @@ class WorkerLeases:
         began: When each of them began; monotonic seconds.
         resumed: The position of the call that went on last.
         resuming: Whether the innermost of them could go on, but for calls that run beside which it may not run.
+        seen: The position where it was when it was last looked whether it is stopped.
         threads: How many other threads of the call that runs wait.
         doomed: The position of the call because of which the worker is to be ended, and why.
         is_dying: Whether it is being ended.
@@ -69,6 +70,7 @@ class WorkerLeases:
         "reached",
         "resumed",
         "resuming",
+        "seen",
         "serial",
         "settled",
         "threads",
@@ -87,6 +89,7 @@ class WorkerLeases:
         self.threads = 0
         self.resumed = 0
         self.resuming = False
+        self.seen = 0
         self.serial = 0
         self.settled = False
         self.wanted: int | None = None
@@ -137,6 +140,11 @@ class WorkerLeases:
         start = max(position + 1, self.outstanding[0].position)
         stop = self.cut[0] if self.cut else self.outstanding[-1].end
         return start, max(start, stop)
+
+    def has_unstarted(self, position: int) -> bool:
+        """Whether there are such calls."""
+        start, stop = self.unstarted(position)
+        return start < stop
 
     def cut_at(self, start: int) -> bool:
         """Cut from this position on; False when that has to wait until the cut there is has settled."""
@@ -218,6 +226,11 @@ class WorkerLeases:
     def leased_at(self, position: int) -> Leased | None:
         """The lease to which a position belongs, when its call has no outcome yet."""
         return next((one for one in self.outstanding if one.position <= position < one.end), None)
+
+    @property
+    def may_hold_unbegun(self) -> bool:
+        """Whether it may hold calls that it has not begun, as far as it was looked at."""
+        return bool(self.outstanding) and self.cut is None and self.outstanding[-1].end - 1 > self.seen
 
     @property
     def several(self) -> bool:

@@ -15,7 +15,9 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    StopsChecked,
     UncutWorker,
+    WatchStops,
     WatchTimes,
 )
 from pynenc.supervisor.orchestrator.arrivals import Arrivals
@@ -25,6 +27,9 @@ from pynenc.supervisor.orchestrator.state import TaskRules
 
 LOOK_AGAIN_S = 0.002
 """How long a worker is idle before the calls of the others are looked at."""
+
+STOPS_S = 0.25
+"""How often it is looked whether workers that have not moved are stopped, while one holds calls that it has not begun."""
 
 SHORT_S = 0.002
 """Work shorter than this is not worth dividing between workers."""
@@ -58,6 +63,27 @@ class Leasing(Arrivals):
         if not self._looking and (self._someone_idles_beside_a_queue() or self._waiting_threads_hold_calls()):
             self._looking = True
             effects.append(LookAgain(LOOK_AGAIN_S))
+        if not self._watching_stops and any(worker.may_hold_unbegun for worker in self.workers.values()):
+            self._watching_stops = True
+            effects.append(WatchStops(STOPS_S))
+        return effects
+
+    def suspects(self, positions: dict[int, int]) -> list[int]:
+        """Workers that have not moved for a while and hold calls that they have not begun."""
+        return [
+            number
+            for number, worker in self.workers.items()
+            if not worker.paused and worker.seen == positions.get(number) and worker.has_unstarted(worker.seen)
+        ]
+
+    def stops_checked(self, event: StopsChecked) -> list[Effect]:
+        """What a stopped worker has not begun goes to others; the call that it runs waits until it goes on."""
+        self._watching_stops = False
+        effects: list[Effect] = []
+        for number, worker in self.workers.items():
+            worker.seen = event.positions.get(number, worker.seen)
+            if number in event.stopped and not worker.paused and worker.has_unstarted(worker.seen):
+                effects += self._cut(number, worker, worker.unstarted(worker.seen)[0])
         return effects
 
     def cut_settled(self, event: CutSettled) -> list[Effect]:

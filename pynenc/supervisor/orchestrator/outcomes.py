@@ -61,6 +61,7 @@ class Outcomes:
         self._registered: dict[bytes, tuple[int, int, bytes]] = {}
         self._arrivals = 0
         self._looking = False
+        self._watching_stops = False
         self._crossed = False
         self._watching_times = False
 

@@ -25,6 +25,7 @@ from pynenc.supervisor.events import (
     Looked,
     PauseWorker,
     RetryDue,
+    StopsChecked,
     TaskDeclared,
     ThreadsWait,
     TimesChecked,
@@ -87,6 +88,8 @@ class Orchestrator(Concurrent):
                 return self.cut_reached(event)
             case Looked():
                 return self.looked(event)
+            case StopsChecked():
+                return self.stops_checked(event)
             case RetryDue():
                 return self.retry_due(event)
             case CallsWithdrawn():
