@@ -274,3 +274,14 @@ def retry_much_later(log: str) -> int:
     if append(log, "tried") == 0:
         raise ConnectionError("not yet")
     return retry_much_later.invocation.num_retries
+
+
+@app.task
+def inflate(x: int, size: int) -> str:
+    return f"{x:0{size}}"
+
+
+@app.task(timeout=1.0)
+def in_a_second(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds

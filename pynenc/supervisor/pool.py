@@ -150,9 +150,9 @@ class Pool:
         return worker.slot.position if worker is not None else 0
 
     def is_stopped(self, number: int) -> bool:
-        """Whether a worker's process is stopped."""
+        """Whether a worker's process is stopped, or has closed its connection and not been reaped yet: it begins nothing."""
         worker = self.workers.get(number)
-        return worker is not None and is_stopped(worker.pid)
+        return worker is not None and (not worker.peer.open or is_stopped(worker.pid))
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""
