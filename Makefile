@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all-pythons check bench docs clean
+.PHONY: help demo test chaos test-all-pythons check bench docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,6 +18,9 @@ demo: $(VENV)/.installed-examples ## the main job: a census of the standard libr
 
 test: $(VENV)/.installed-test ## run the tests
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed-test ## kill and stop everything at random for SECONDS (60) with SEED (drawn), and check the books
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))
 
 test-all-pythons: ## run the tests on every CPython 3.11 to 3.13 of this machine
 	.ci/test-all-pythons
