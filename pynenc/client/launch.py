@@ -161,13 +161,14 @@ def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> in
 
 def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | None) -> tuple[Address, int]:
     address = _new_address()
-    try:
-        pid = _start(paths, address, settings, log)
-    except BaseException:
-        _remove_run_directory(address.path)
-        raise
+    # Written down first: whenever this process is killed, the next start finds what there is to be removed.
     _write_run_file(paths, address)
-    return address, pid
+    os.mkdir(os.path.dirname(address.path), 0o700)
+    try:
+        return address, _start(paths, address, settings, log)
+    except BaseException:
+        _remove_leftovers(paths)
+        raise
 
 
 def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> int:
@@ -211,7 +212,6 @@ def _new_address() -> Address:
         directory = os.path.join(base, f"pynenc-{os.urandom(6).hex()}")
         path = os.path.join(directory, "socket")
         if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
-            os.mkdir(directory, 0o700)
             return Address(path, os.urandom(32))
     raise RunnerError(f"no temporary directory has a path short enough for a socket: tried {' and '.join(bases)}")
 
@@ -227,11 +227,9 @@ def _remove_run_directory(address: str) -> None:
 
 
 def _write_run_file(paths: Paths, address: Address) -> None:
-    fresh = f"{paths.run_file}.{os.getpid()}"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(paths.run_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w") as file:
         json.dump({"address": address.path, "key": address.key.hex()}, file)
-    os.replace(fresh, paths.run_file)
 
 
 def _remove_leftovers(paths: Paths) -> None:

@@ -26,7 +26,7 @@ from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.system.stopped import is_stopped
 
 MAX_EARLY_DEATHS = 8
-"""So many workers in a row that die before they ship anything mean that none will."""
+"""So many workers in a row that die before any of them has run anything mean that none will."""
 
 KEEP_LOST = MAX_SLOTS
 """All workers may be lost in one turn, and the rules are told at its end."""
@@ -191,6 +191,7 @@ class Pool:
             if kind == Kind.SPAWNED:
                 worker.pid = fields["pid"]
             elif kind == Kind.EXITED:
+                self._count_death([worker])
                 self._worker_gone(worker, _death(fields["status"]))
 
     def _connection_ended(self, peer: Peer, why: str) -> None:
@@ -199,13 +200,17 @@ class Pool:
             # It is dead or will never ship again; the fork server tells when it is gone.
             self._server.send(number_frame(Kind.KILL, worker.number))
 
+    def _count_death(self, dead: list[Worker]) -> None:
+        """They died of one cause. Where any worker that lived until now has run something, others will, too."""
+        hopeful = any(worker.slot.position for worker in [*dead, *self.workers.values()])
+        self._early_deaths = 0 if hopeful else self._early_deaths + 1
+
     def _worker_gone(self, worker: Worker, death: str) -> None:
         if worker.peer.open:
             self.loop.receive(worker.peer)  # What it shipped last.
         position = worker.slot.position
         worker.death = death
         worker.ran_s = worker.slot.running_s()
-        self._early_deaths = 0 if position else self._early_deaths + 1
         del self.workers[worker.number]
         self.loop.end(worker.peer, death)
         self._free_slot(worker)
@@ -229,6 +234,7 @@ class Pool:
         if self._ending:
             return
         lost = list(self.workers.values())
+        self._count_death(lost)
         for retired in self._retired.values():
             self._free_slot(retired)
         self._retired.clear()

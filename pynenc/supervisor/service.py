@@ -81,6 +81,10 @@ class Supervisor:
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
         self.loop.run()
 
+    def withdraw(self) -> None:
+        """Whoever started this was killed meanwhile: be found by nobody, for others may start another one."""
+        self._remove_address()
+
     def close(self) -> None:
         """End the workers, close the database, take the address away."""
         self._listener.close()
@@ -133,9 +137,13 @@ class Supervisor:
 
     def _remove_address(self) -> None:
         """Nobody finds this supervisor any more."""
-        for path in (self._settings["address"], self._settings["run_file"]):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._settings["address"])
+        with contextlib.suppress(OSError, ValueError):
+            with open(self._settings["run_file"]) as file:
+                is_mine = json.load(file).get("address") == self._settings["address"]
+            if is_mine:
+                os.unlink(self._settings["run_file"])
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self._settings["address"]))
 
@@ -223,15 +231,26 @@ def _listen(address: str) -> socket.socket:
 
 def serve(settings: dict[str, Any], fork_server: ForkServerProcess) -> None:
     """Serve until the work is done; tell the launching client how the start went."""
-    with open(settings["ready_fd"], "w") as ready:
-        try:
-            supervisor = Supervisor(settings, fork_server)
-        except (PynencError, OSError) as error:
-            ready.write(json.dumps({"error": f"{type(error).__name__}: {error}"}))
-            fork_server.end()
-            sys.exit(1)
-        ready.write(json.dumps({"pid": os.getpid()}))
     try:
-        supervisor.serve()
+        supervisor = Supervisor(settings, fork_server)
+    except (PynencError, OSError) as error:
+        _tell(settings["ready_fd"], error=f"{type(error).__name__}: {error}")
+        fork_server.end()
+        sys.exit(1)
+    try:
+        if _tell(settings["ready_fd"], pid=os.getpid()):
+            supervisor.serve()
+        else:
+            supervisor.withdraw()
     finally:
         supervisor.close()
+
+
+def _tell(ready_fd: int, **fields: object) -> bool:
+    """Tell the launching client how the start went; whether it is still there to hear it."""
+    try:
+        with open(ready_fd, "w") as ready:
+            json.dump(fields, ready)
+    except BrokenPipeError:
+        return False
+    return True

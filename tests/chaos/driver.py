@@ -134,6 +134,8 @@ class Chaos:
         for client in list(self._clients):
             if client.process.poll() is not None:
                 self._problem(client, f"ended with {client.process.returncode}")
+                self._clients.remove(client)
+                self._gone.append(client)
         while len(self._clients) < self._count:
             self._numbers += 1
             self._clients.append(Client(self._directory, self._numbers, 1000 * self._seed + self._numbers))
