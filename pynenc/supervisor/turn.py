@@ -15,7 +15,6 @@ from typing import Any, assert_never
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.fields import Fields
-from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
     MAX_BATCH,
@@ -88,6 +87,7 @@ from pynenc.supervisor.events import (
 )
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
+from pynenc.supervisor.orders import Order, tell
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
 from pynenc.supervisor.refusals import Refusals
@@ -521,41 +521,20 @@ class Turn:
                 | StopCall()
                 | RetireWorker()
             ):
-                worker = self._pool.workers.get(effect.worker)
-                if worker is not None:  # Else it has died in this very turn, and the rules are told next.
-                    self._tell_worker(worker, effect)
+                self._tell_worker(effect.worker, effect)
             case _:
                 assert_never(effect)
 
-    def _tell_worker(
-        self,
-        worker: Worker,
-        effect: CutWorker | UncutWorker | PauseWorker | ResumeWorker | ResumeCall | StopCall | RetireWorker,
-    ) -> None:
-        match effect:
-            case CutWorker():
-                worker.slot.cut(effect.start, effect.stop)
-                self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker, effect.serial))
-            case UncutWorker():
-                worker.slot.uncut()
-            case PauseWorker():
-                if effect.cut is None:
-                    worker.slot.uncut()
-                else:
-                    worker.slot.cut(*effect.cut)
-                worker.peer.send(frame(Kind.PAUSED))
-            case ResumeWorker():
-                if effect.uncut:
-                    worker.slot.uncut()
-                worker.peer.send(frame(Kind.RESUMED))
-            case ResumeCall():
-                worker.peer.send(number_frame(Kind.RESUMED, effect.position))
-            case StopCall():
-                worker.peer.send(number_frame(Kind.CANCEL, effect.position))
-            case RetireWorker():
-                self._pool.retire(effect.worker)
-            case _:
-                assert_never(effect)
+    def _tell_worker(self, number: int, order: Order | RetireWorker) -> None:
+        worker = self._pool.workers.get(number)
+        if worker is None:
+            return  # It has died in this very turn; the rules are told next.
+        if isinstance(order, RetireWorker):
+            self._pool.retire(number)
+            return
+        tell(worker, order)
+        if isinstance(order, CutWorker):
+            self.loop.call_in(SETTLE_S, lambda: self._cut_settled(worker, order.serial))
 
     def _answer_offer(self, answer: AnswerOffer) -> None:
         client, batch, extras = self._offers.pop(answer.batch)

@@ -106,7 +106,8 @@ class Rounds:
             if not (isinstance(what, dict) and "once" in what) or one._submission.runner.runs_calls
         ]
         told = [f"{one.invocation_id} {json.dumps(what)}" for one, what in pairs]
-        workload.append(self._accepted, "\n".join(told))
+        if told:
+            workload.append(self._accepted, "\n".join(told))
         for invocation, what in pairs:
             if not isinstance(what, dict):
                 found: Any = invocation.get(PATIENCE_S)

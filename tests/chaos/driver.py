@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from pynenc.client.launch import paths_of
 from pynenc.conf.config_pynenc import ConfigPynenc
 from pynenc.exceptions import RunnerError
@@ -184,14 +182,9 @@ class Chaos:
         workers = [worker["pid"] for worker in report["workers"] if worker["pid"]]
         if whom == "supervisor":
             return [report["pid"]]
-        if not workers:
-            return []
-        worker = self._chance.choice(workers)
-        if whom == "worker":
-            return [worker]
-        with contextlib.suppress(psutil.Error):
-            return [psutil.Process(worker).ppid()]
-        return []
+        if whom == "fork server":
+            return [report["fork_server"]]
+        return [self._chance.choice(workers)] if workers else []
 
     def _kill(self, pids: list[int], whom: str) -> None:
         before = time.monotonic()

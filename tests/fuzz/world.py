@@ -72,6 +72,7 @@ class FakePool:
 
     size = 2
     persistent = False
+    fork_server_pid = 1
 
     def __init__(self) -> None:
         self.workers: dict[int, Worker] = {}
