@@ -64,9 +64,10 @@ class Audit:
         self.counts: Counter[str] = Counter()
         self._runs = _read_ledger(ledger)
         self._kills = kills
+        self._known: set[str] = set()
         self._outcomes = self._read_outcomes(database, survivors, all_finished)
         for path in accepted:
-            self._check_accepted(path, all_finished)
+            self._check_accepted(path)
         self._check_successes_ran()
         self._check_reruns()
 
@@ -96,6 +97,7 @@ class Audit:
             for index in range(count):
                 name = format_invocation_id(invocation_number(batch, index))
                 self.counts["calls"] += 1
+                self._known.add(name)
                 if len(found[index]) > 1:
                     self._complain(f"{name} has {len(found[index])} final statuses")
                 elif found[index]:
@@ -107,15 +109,15 @@ class Audit:
         reader.close()
         return outcomes
 
-    def _check_accepted(self, path: Path, all_finished: bool) -> None:
+    def _check_accepted(self, path: Path) -> None:
         for line in path.read_text().splitlines() if path.exists() else []:
             name, _, told = line.partition(" ")
             expected, found = json.loads(told), self._outcomes.get(name, MISSING)
             self.counts["accepted"] += 1
-            if found is MISSING:
-                # Whether it may be unfinished was looked at above.
-                if all_finished:
-                    self._complain(f"{name} was accepted and is nowhere")
+            if name not in self._known:
+                self._complain(f"{name} was accepted and is not in the database")
+            elif found is MISSING:
+                pass  # Whether it may be unfinished was looked at above.
             elif isinstance(expected, dict) and "once" in expected:
                 if found != expected["once"] and found != {"error": "WorkerLostError"}:
                     self._complain(f"{name} came out as {found!r:.200} instead of {expected!r:.200}")

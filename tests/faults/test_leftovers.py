@@ -77,7 +77,7 @@ def test_a_supervisor_whose_starter_was_killed_meanwhile_ends_by_itself() -> Non
     marker = os.environ["PYNENC_TEST_MARKER"]
     wait_until(lambda: not own_processes(marker), "the supervisor has ended")
     run_file = Path(paths_of(tasks.app.conf.state_path, "tests").run_file)
-    for _ in range(3):
+    for _ in range(2):
         script = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=PROJECT, stdout=subprocess.DEVNULL)
         wait_until(run_file.exists, "it starts a supervisor")
         script.kill()

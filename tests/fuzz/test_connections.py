@@ -28,10 +28,10 @@ from pynenc.client.connection import Connection
 from pynenc.client.launch import Address, connect, paths_of
 from pynenc.exceptions import ProtocolError, RunnerError, SerializationError, SupervisorLostError, WorkerLostError
 from pynenc.protocol.frames import HEADER, MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, FrameReader, frame
-from pynenc.protocol.messages import Batch, Kind, Packing, first_batch_of, json_frame
+from pynenc.protocol.messages import Batch, Kind, Packing, Results, first_batch_of, json_frame
 from pynenc.supervisor.service import MAX_STRANGERS
 from tests import tasks
-from tests.conftest import wait_until
+from tests.conftest import PROJECT, wait_until
 from tests.fuzz import canary
 from tests.fuzz.frames import Frames
 
@@ -169,9 +169,7 @@ def test_clients_that_send_garbage_are_told_why_and_others_go_on(
 
 
 @pytest.mark.parametrize("task", [tasks.add, tasks.slowly_double], ids=["one by one", "side by side"])
-@pytest.mark.parametrize("payload", [b"no pickle", pickle.dumps([(1,)]), pickle.dumps(7)])
-@pytest.mark.parametrize("packing", [Packing.COLUMN, Packing.COLUMNS])
-def test_arguments_that_are_no_pickle_fail_their_calls(task, payload: bytes, packing: Packing) -> None:  # type: ignore[no-untyped-def]
+def test_arguments_that_are_no_pickle_fail_their_calls(task) -> None:  # type: ignore[no-untyped-def]
     there = address()
     pid = tasks.app.report()["pid"]  # type: ignore[index]
     outcomes: list[int] = []
@@ -180,17 +178,22 @@ def test_arguments_that_are_no_pickle_fail_their_calls(task, payload: bytes, pac
         if kind == Kind.FAILURE:
             outcomes.append(1)
         elif kind == Kind.RESULTS:
-            first, stop = (int.from_bytes(body[at : at + 4], "little") for at in (8, 12))
-            outcomes.extend([0] * (stop - first))
+            results = Results.from_body(body)
+            outcomes.extend([0] * (results.stop - results.first))
 
     client = Connection(connected(there), there, take, False)
-    surroundings = {"sys_path": [str(Path(__file__).parents[2])], "cwd": os.getcwd()}
+    surroundings = {"sys_path": [str(PROJECT)], "cwd": os.getcwd()}
     options = task.conf.rules(task.is_async)
     client.send(json_frame(Kind.TASK, key=1, task_id=task.task_id, options=options, context=surroundings))
-    client.send(Batch(first_batch_of(client.client), 1, 20, 0, 0, 1.0, packing, payload).to_frame())
-    assert client.wait_until(lambda: len(outcomes) == 20, 30)
+    number = first_batch_of(client.client)
+    for payload in (b"no pickle", pickle.dumps([(1,)]), pickle.dumps(7)):
+        for packing in (Packing.COLUMN, Packing.COLUMNS):
+            outcomes.clear()
+            number += 1
+            client.send(Batch(number, 1, 20, 0, 0, 1.0, packing, payload).to_frame())
+            assert client.wait_until(lambda: len(outcomes) == 20, 30), (payload, packing)
+            assert sum(outcomes) >= 18
     client.close()
-    assert sum(outcomes) >= 18
     assert tasks.app.report()["pid"] == pid  # type: ignore[index]
 
 

@@ -121,7 +121,7 @@ def test_a_child_that_is_forked_while_a_batch_is_open_and_a_thread_waits_has_its
     assert sorted(marks.read_text().split()) == ["0", "1", "2"], "the child does not send what its parent had collected"
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_processes_of_multiprocessing_are_clients_that_lose_nothing(
     method: str, run_python: RunPython, tmp_path: Path
 ) -> None:
