@@ -250,3 +250,11 @@ def test_a_call_whose_worker_died_comes_before_those_that_wait_for_its_key(place
     (place / "gate").touch()
     assert first.get(timeout=30) is second.get(timeout=30) is None
     assert log.read_text().count("\n") == 3
+
+
+def test_a_key_is_shared_by_calls_that_run_one_by_one_and_side_by_side(place: Path) -> None:
+    """The same task, once with threads: its calls run in workers of two kinds, and still never at once."""
+    threaded = keyed.per_host.with_options(threads_per_worker=2)
+    calls = [task(str(place), "host", page) for page in range(30) for task in (keyed.per_host, threaded)]
+    assert [call.get(30) for call in calls] == [page for page in range(30) for _ in range(2)]
+    assert len((place / "host-log").read_text().split()) == 60

@@ -230,3 +230,13 @@ def test_clocks_that_step_change_nothing(run_python: RunPython) -> None:
     files = {"clock/sitecustomize.py": clock, "jobs.py": jobs, "script.py": script}
     finished = run_python(files, "script.py", "marks", PYTHONPATH="clock", PYNENC__NUM_WORKERS="1")
     assert (finished.code, finished.err) == (0, "")
+
+
+def test_times_of_years_are_no_trouble(tmp_path: Path) -> None:
+    """No system call takes a wait of more than 24 days."""
+    patient = tasks.add.with_options(expires=1e8, timeout=1e9)
+    assert patient(1, 2).get(timeout=1e10) == 3
+    gate = tmp_path / "gate"
+    held = tasks.wait_for.with_options(expires=1e8)(str(gate))
+    threading.Timer(0.2, gate.touch).start()
+    assert held.get(timeout=float("inf")) == str(gate)
