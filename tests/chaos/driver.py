@@ -224,9 +224,9 @@ class Chaos:
             else:
                 if code:
                     self._problem(client, f"ended with {code}")
-        resume: Callable[[], object] | None = getattr(self._app, "resume", None)
-        if resume is not None and not self.problems:
-            resume()
+        resume: Callable[[], Any] | None = getattr(self._app, "resume", None)
+        if resume is not None and not self.problems and not resume().wait(END_S):
+            self.problems.append(f"what was left did not come to an end: {self._report()}")
         while (report := self._report()) is not None and report["unfinished"] and not self.problems:
             if time.monotonic() > deadline:
                 self.problems.append(f"calls are left that nobody runs: {report}")
