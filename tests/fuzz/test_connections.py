@@ -29,7 +29,7 @@ from pynenc.client.launch import Address, connect, paths_of
 from pynenc.exceptions import ProtocolError, RunnerError, SerializationError, SupervisorLostError, WorkerLostError
 from pynenc.protocol.frames import HEADER, MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, FrameReader, frame
 from pynenc.protocol.messages import Batch, Kind, Packing, Results, first_batch_of, json_frame
-from pynenc.supervisor.service import MAX_STRANGERS
+from pynenc.supervisor.service import GREETING_S, MAX_STRANGERS
 from tests import tasks
 from tests.conftest import PROJECT, wait_until
 from tests.fuzz import canary
@@ -123,6 +123,15 @@ def test_files_that_strangers_hand_over_are_closed_and_bounded() -> None:
                 socket.send_fds(stranger, [HEADER.pack(4000, Kind.PROOF)[:1]], [0] * 4)
         assert is_closed(stranger)
     wait_until(lambda: supervisor.num_fds() <= files, "their files are closed")
+    assert refused() == 1
+
+
+@pytest.mark.slow
+def test_a_stranger_that_sends_nothing_is_closed_after_a_while() -> None:
+    there = address()
+    with connected(there) as stranger:
+        stranger.settimeout(3 * GREETING_S)
+        assert is_closed(stranger)
     assert refused() == 1
 
 
