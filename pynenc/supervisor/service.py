@@ -54,6 +54,7 @@ class Supervisor:
         self._settings = settings
         self._key = bytes.fromhex(settings["key"])
         self._had_client = False
+        self._lock: FileLock | None = None
         self._is_terminated = False
         self._greeting: set[Peer] = set()
         self._listener = _listen(settings["address"])
@@ -126,8 +127,8 @@ class Supervisor:
         if self._somebody_waits():
             lock.release()
             return
-        self._remove_address()
         self._lock = lock  # Held until the process ends: the next supervisor waits for this one's end.
+        self._remove_address()
         self.loop.stop()
 
     def _somebody_waits(self) -> bool:
@@ -139,13 +140,18 @@ class Supervisor:
         """Nobody finds this supervisor any more."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._settings["address"])
-        with contextlib.suppress(OSError, ValueError):
-            with open(self._settings["run_file"]) as file:
-                is_mine = json.load(file).get("address") == self._settings["address"]
-            if is_mine:
-                os.unlink(self._settings["run_file"])
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self._settings["address"]))
+        # Only under the lock: else this could be another supervisor's file that is just being written. Whoever holds the
+        # lock finds that nobody listens at this one's address.
+        lock = FileLock(self._settings["start_lock"])
+        if self._lock is not None or lock.acquire_nowait():
+            with contextlib.suppress(OSError, ValueError):
+                with open(self._settings["run_file"]) as file:
+                    is_mine = json.load(file)["address"] == self._settings["address"]
+                if is_mine:
+                    os.unlink(self._settings["run_file"])
+            lock.release()
 
     def _nobody_came(self) -> None:
         self._had_client = True
