@@ -148,7 +148,7 @@ class Turn:
         self._watchers: dict[int, set[int]] = {}
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
-        self._came: set[int] = set()
+        self._came: set[int] = set()  # The batches of this turn, of which the rules have not heard yet.
         self._failures: dict[int, Failure] = {}
         self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures)
