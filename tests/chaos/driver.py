@@ -28,6 +28,9 @@ STOP_S = (0.05, 0.8)
 END_S = 150.0
 """How long clients may take for their last round, and the supervisor for its last call."""
 
+ENOUGH = 3
+"""A run goes on until there were so many kills and rounds."""
+
 ACTS = {
     "kill worker": 40,
     "kill supervisor": 14,
@@ -111,7 +114,7 @@ class Chaos:
         """Let it happen for so long, then have everything finished and look at the books."""
         began = time.monotonic()
         try:
-            while time.monotonic() < began + seconds and not self.problems:
+            while not self.problems and not self._has_seen_enough(time.monotonic() - began, seconds):
                 self._replace_clients()
                 time.sleep(self._chance.uniform(*PAUSE_S))
                 self._act(self._chance.choices(list(ACTS), list(ACTS.values()))[0])
@@ -121,12 +124,23 @@ class Chaos:
                 client.process.kill()
                 client.process.wait()
                 client.end()
-        counts = Counter(rounds=sum(client.rounds for client in [*self._clients, *self._gone]))
+        counts = Counter(rounds=self._rounds)
         if not self.problems:
             audit = self._audit(all_finished)
             self.problems += audit.problems
             counts += audit.counts
         return Summary(self._seed, time.monotonic() - began, self.acts, counts, self.problems)
+
+    @property
+    def _rounds(self) -> int:
+        return sum(client.rounds for client in [*self._clients, *self._gone])
+
+    def _has_seen_enough(self, passed_s: float, seconds: float) -> bool:
+        """Whether the time is over; on a machine that hardly gets on, also whether anything has happened."""
+        if passed_s < seconds:
+            return False
+        kills = sum(count for act, count in self.acts.items() if act.startswith("kill"))
+        return passed_s > seconds + END_S or (kills >= ENOUGH and self._rounds >= ENOUGH)
 
     def _replace_clients(self) -> None:
         for client in list(self._clients):
