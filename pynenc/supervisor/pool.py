@@ -18,16 +18,21 @@ import socket
 import time
 from collections.abc import Callable
 
+from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
 from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.system.memory import ProcessMemory
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before they ship anything mean that none will."""
 
 KEEP_LOST = 64
+
+RETIRE_S = 5.0
+"""How long a worker may take to end that is not needed any more."""
 
 
 class Worker:
@@ -39,6 +44,11 @@ class Worker:
         output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
         ran_s: For how long it had run its last call when it ended.
+        memory: What it takes for itself.
+        peak_bytes: What it had resident at most, shared pages included; 0 while it lives.
+        started: When it was started; monotonic seconds.
+        was_ended: Whether the supervisor had it ended.
+        hint: What its death looks like; empty when it looks like nothing.
         concurrent: Whether it is one that runs many calls at once.
     """
 
@@ -54,6 +64,11 @@ class Worker:
         self.output_of = 0
         self.death = ""
         self.ran_s = 0.0
+        self.memory = ProcessMemory()
+        self.peak_bytes = 0
+        self.started = time.monotonic()
+        self.was_ended = False
+        self.hint = ""
 
 
 class WatchedSlot(Slot):
@@ -140,11 +155,19 @@ class Pool:
         """Let a worker end that holds nothing, and start none in its place."""
         worker = self.workers.pop(number)
         self._retired[number] = worker
+        worker.peer.send(frame(Kind.GOODBYE))
+        worker.peer.flush()
         self.loop.end(worker.peer, "it is not needed any more")
+        self.loop.call_in(RETIRE_S, lambda: self._end_retired(number))
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""
         if number in self.workers:
+            self.workers[number].was_ended = True
+            self._server.send(number_frame(Kind.KILL, number))
+
+    def _end_retired(self, number: int) -> None:
+        if number in self._retired:  # It does not come to the end of what it does, though that is no call.
             self._server.send(number_frame(Kind.KILL, number))
 
     def _join_server(self) -> None:
@@ -179,6 +202,7 @@ class Pool:
             if kind == Kind.SPAWNED:
                 worker.pid = fields["pid"]
             elif kind == Kind.EXITED:
+                worker.peak_bytes = fields["peak"]
                 self._worker_gone(worker, _death(fields["status"]))
 
     def _connection_ended(self, peer: Peer, why: str) -> None:
