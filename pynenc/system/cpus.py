@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 from pynenc.system.cgroups import OWN, ROOT, places_of, read
 
@@ -26,7 +25,7 @@ def usable_cpus(cgroup_root: str = ROOT, own_cgroups: str = OWN) -> int:
         own_cgroups: The file that names the cgroups of this process.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path(cgroup_root), Path(own_cgroups))
+    quota = _quota(cgroup_root, own_cgroups)
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
 
 
@@ -42,16 +41,16 @@ def thread_caps(workers: int, blas_threads: int | None, cpus: int) -> dict[str, 
     return {name: str(threads) for name in THREAD_VARIABLES if name not in os.environ}
 
 
-def _quota(root: Path, own_cgroups: Path) -> float | None:
+def _quota(root: str, own_cgroups: str) -> float | None:
     """The smallest quota on the way from this process's cgroups to the root, in processors."""
     places = places_of("cpu", root, own_cgroups)
     return min((quota for place in places if (quota := _quota_at(place)) is not None), default=None)
 
 
-def _quota_at(place: Path) -> float | None:
-    fields = read(place / "cpu.max").split()
+def _quota_at(place: str) -> float | None:
+    fields = read(place, "cpu.max").split()
     if not fields:
-        fields = [read(place / "cpu.cfs_quota_us").strip(), read(place / "cpu.cfs_period_us").strip()]
+        fields = [read(place, "cpu.cfs_quota_us").strip(), read(place, "cpu.cfs_period_us").strip()]
     try:
         quota, period = float(fields[0]), float(fields[1])
     except (ValueError, IndexError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from pynenc.system.cgroups import OWN, ROOT, places_of, read
 
@@ -33,8 +32,8 @@ class MachineMemory:
     """
 
     def __init__(self, cgroup_root: str = ROOT, own_cgroups: str = OWN, proc: str = "/proc") -> None:
-        self._proc = Path(proc)
-        self._places = places_of("memory", Path(cgroup_root), Path(own_cgroups))
+        self._proc = proc
+        self._places = places_of("memory", cgroup_root, own_cgroups)
         physical = self._physical().get("MemTotal") or _physical_bytes()
         limits = {place: limit for place in self._places if (limit := _limit_at(place)) is not None}
         # The first version says "no limit" by a number that no machine has.
@@ -54,15 +53,15 @@ class MachineMemory:
 
     def kills(self) -> int:
         """How often the kernel has ended a process because there was no memory, here or in these cgroups."""
-        counts = [_number_in(read(self._proc / "vmstat"), "oom_kill")]
+        counts = [_number_in(read(self._proc, "vmstat"), "oom_kill")]
         for place in self._places:
-            counts.append(_number_in(read(place / "memory.events"), "oom_kill"))
-            counts.append(_number_in(read(place / "memory.oom_control"), "oom_kill"))
+            counts.append(_number_in(read(place, "memory.events"), "oom_kill"))
+            counts.append(_number_in(read(place, "memory.oom_control"), "oom_kill"))
         return sum(count for count in counts if count is not None)
 
     def _physical(self) -> dict[str, int]:
         found = {}
-        for line in read(self._proc / "meminfo").splitlines():
+        for line in read(self._proc, "meminfo").splitlines():
             name, _, rest = line.partition(":")
             if name in ("MemTotal", "MemAvailable"):
                 found[name] = int(rest.split()[0]) * 1024
@@ -145,19 +144,19 @@ def _physical_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
 
 
-def _limit_at(place: Path) -> int | None:
+def _limit_at(place: str) -> int | None:
     for name in ("memory.max", "memory.limit_in_bytes"):
         try:
-            return int(read(place / name))
+            return int(read(place, name))
         except ValueError:
             continue  # "max", or no such file.
     return None
 
 
-def _left_at(place: Path) -> int:
+def _left_at(place: str) -> int:
     """What a cgroup may still take; what the kernel can give back of its files counts as free."""
-    limit, stat = _limit_at(place), read(place / "memory.stat")
-    used = read(place / "memory.current") or read(place / "memory.usage_in_bytes")
+    limit, stat = _limit_at(place), read(place, "memory.stat")
+    used = read(place, "memory.current") or read(place, "memory.usage_in_bytes")
     if limit is None or not used:
         return sys.maxsize
     names = (
