@@ -9,7 +9,7 @@ from pynenc.system.cgroups import OWN, ROOT, places_of, read
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-CONFIRM_S = 1.0
+CONFIRM_S = 30.0
 """How long the difference between the cheap reading of a process and the dear one is taken to stay as it is."""
 
 SHORT_SHARE = 0.02
