@@ -83,14 +83,15 @@ def call_and_wait(x: int) -> int:
 
 
 @app.task
-def grow(mib: int, log: str) -> int:
-    """Take memory step by step, keep it for a moment, and let go of it."""
+def grow(mib: int, log: str, gate: str) -> int:
+    """Take memory step by step, and keep it until a file is there."""
     append(log, "began")
     held = []
     for _ in range(mib // 10):
         held.append(fill(10))
-        time.sleep(0.01)
-    time.sleep(1)
+        time.sleep(0.03)  # Slowly enough for whoever looks, on a busy machine, too.
+    while not Path(gate).exists():
+        time.sleep(0.005)
     return mib
 
 

@@ -87,9 +87,12 @@ class Measuring:
 
     def of_lost(self, worker: Worker) -> str:
         """What a worker that died had taken, beside what it might, and what that looks like."""
-        said = f"it had taken {in_words(worker.memory.used)} when that was last read"
+        taken = []
+        if worker.memory.used:
+            taken.append(f"{in_words(worker.memory.used)} when that was last read")
         if worker.peak_bytes:
-            said += f" and at most {in_words(worker.peak_bytes)}"
+            taken.append(f"at most {in_words(worker.peak_bytes)}")
+        said = f"it had taken {' and '.join(taken)}" if taken else "what it had taken was not read"
         if self.limits.memory_bytes:
             said += f"; worker_memory_limit is {in_words(self.limits.memory_bytes)}"
         else:

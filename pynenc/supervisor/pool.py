@@ -31,8 +31,8 @@ MAX_EARLY_DEATHS = 8
 
 KEEP_LOST = 64
 
-RETIRE_S = 5.0
-"""How long a worker may take to end that is not needed any more."""
+RETIRE_S = 15.0
+"""How long a worker may take to end that is not needed any more; longer than what it has called takes to leave."""
 
 
 class Worker:
@@ -159,6 +159,11 @@ class Pool:
         worker.peer.flush()
         self.loop.end(worker.peer, "it is not needed any more")
         self.loop.call_in(RETIRE_S, lambda: self._end_retired(number))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all workers have ended that are not needed any more; until then they may send what they have called."""
+        return not self._retired
 
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""

@@ -98,6 +98,7 @@ class Supervisor:
             and not self.turn.has_clients()
             and not self.pool.persistent
             and self.turn.drained()
+            and self.pool.is_settled
         ):
             self._end()
 

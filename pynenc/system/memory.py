@@ -124,7 +124,9 @@ def _private_bytes(pid: int) -> int | None:
             fields = statm.read().split()
     except OSError:
         return None
-    return (int(fields[1]) - int(fields[2])) * PAGE_BYTES if len(fields) > 2 else None
+    if len(fields) < 3 or fields[1] == b"0":
+        return None  # It has ended, and nobody has asked how.
+    return (int(fields[1]) - int(fields[2])) * PAGE_BYTES
 
 
 def _unique_bytes(pid: int) -> int | None:

@@ -60,19 +60,23 @@ def run_inside(group: Path, calls: str, run_python) -> str:  # type: ignore[no-u
 def test_the_call_that_began_last_is_run_again_when_there_is_room(  # type: ignore[no-untyped-def]
     container: Path, tmp_path: Path, run_python
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
+    first, second, gate = tmp_path / "first", tmp_path / "second", tmp_path / "gate"
     calls = f"""
-one = hungry.grow(220, {str(first)!r})
-while not __import__("os").path.exists({str(first)!r}):
-    pass
-two = hungry.grow(220, {str(second)!r})
-print(one.result, two.result, [str(change.status) for change in two.history])
+import time
+from pathlib import Path
+
+one = hungry.grow(150, {str(first)!r}, {str(gate)!r})
+while not Path({str(first)!r}).exists():
+    time.sleep(0.005)
+two = hungry.grow(240, {str(second)!r}, {str(gate)!r})
+while not any(change.status == "REROUTED" for call in (one, two) for change in call.history):
+    time.sleep(0.05)
+Path({str(gate)!r}).touch()
+print(one.result, two.result)
 """
-    said = run_inside(container, calls, run_python)
-    assert said.startswith("220 220")
-    assert "REROUTED" in said
+    assert run_inside(container, calls, run_python) == "150 240\n"
     assert first.read_text().split() == ["began"]
-    assert len(second.read_text().split()) >= 2
+    assert second.read_text().split() == ["began", "began"]
     assert "oom_kill 0" in (container / "memory.oom_control").read_text()
 
 

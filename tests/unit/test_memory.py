@@ -38,7 +38,7 @@ from pynenc.supervisor.events import (
 )
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
-from pynenc.supervisor.orchestrator.recycling import MAX_EVICTIONS
+from pynenc.supervisor.orchestrator.recycling import MAX_EVICTIONS, PATIENCE_S
 from pynenc.supervisor.orchestrator.seats import FIRST_TRUST_S, PAUSE_S
 from pynenc.system.memory import MachineMemory, ProcessMemory
 
@@ -239,8 +239,9 @@ def test_room_is_not_looked_for_again_at_once() -> None:
     assert of(CutWorker, cluster.measured({1: 100}, {1: (1, 5.0)}, -1, passed_s=PAUSE_S))
 
 
-def test_calls_that_must_not_run_twice_are_not_ended_for_room() -> None:
-    cluster = two_calls(rerun_on_worker_loss=False)
+@pytest.mark.parametrize("options", [{"rerun_on_worker_loss": False}, {"max_worker_losses": 0}])
+def test_calls_that_must_not_run_twice_are_not_ended_for_room(options: dict[str, Any]) -> None:
+    cluster = two_calls(**options)
     effects = cluster.measured({1: 100, 2: 100}, RUNNING, -1)
     assert not of(CutWorker, effects)
     assert not of(KillWorker, effects)
@@ -304,10 +305,30 @@ def test_a_worker_that_gave_its_memory_back_stays() -> None:
 def test_a_call_that_ends_while_it_is_about_to_be_ended_has_its_result() -> None:
     cluster = Cluster(WorkerLimits(100 * MIB, 0.1, 0), size=1)
     cluster.tell(BatchArrived(1, 1, 1, 1))
-    (cut,) = of(CutWorker, cluster.measured({1: 120}, {1: (1, 0.1)}))
+    (cut,) = of(CutWorker, cluster.measured({1: 160}, {1: (1, 0.1)}))
     cluster.tell(CallsSucceeded(1, 1, 0, 1, 0.1))
     assert not of(KillWorker, cluster.tell(CutSettled(1, 1, cut.serial)))
     assert of(RetireWorker, cluster.measured({1: 120}, {1: (1, 0.1)})) == [RetireWorker(1)]
+
+
+def test_a_call_is_not_ended_for_what_those_before_it_have_left() -> None:
+    cluster = Cluster(WorkerLimits(100 * MIB, 0.1, 0), size=1)
+    cluster.tell(BatchArrived(1, 1, 2, 1))
+    cluster.measured({1: 50}, {1: (1, 0.1)})
+    cluster.tell(CallsSucceeded(1, 1, 0, 1, 0.001))
+    first = cluster.measured({1: 120}, {1: (2, 0.001)})
+    assert of(MeasureWorkers, first) == [MeasureWorkers(PATIENCE_S)]
+    assert cluster.rules.workers[1].doomed is None
+    # It has had its time to end by itself.
+    cluster.measured({1: 120}, {1: (2, 0.051)})
+    assert cluster.rules.workers[1].doomed == (2, Ended.MEMORY)
+
+
+def test_far_above_the_limit_there_is_no_patience() -> None:
+    cluster = Cluster(WorkerLimits(100 * MIB, 0.1, 0), size=1)
+    cluster.tell(BatchArrived(1, 1, 1, 1))
+    cluster.measured({1: 160}, {1: (1, 0.001)})
+    assert cluster.rules.workers[1].doomed == (1, Ended.MEMORY)
 
 
 def test_workers_that_grow_fast_are_looked_at_soon() -> None:
@@ -318,6 +339,16 @@ def test_workers_that_grow_fast_are_looked_at_soon() -> None:
     (soon,) = of(MeasureWorkers, cluster.measured({1: 500}, {1: (1, 0.2)}))
     assert soon.seconds == pytest.approx(0.0375)
     (later,) = of(MeasureWorkers, cluster.measured({1: 500}, {1: (1, 0.3)}))
+    assert later.seconds == 0.1
+
+
+def test_a_machine_whose_memory_goes_fast_is_looked_at_soon() -> None:
+    cluster = Cluster(WorkerLimits(0, 0.1, 0), size=1)
+    cluster.tell(BatchArrived(1, 1, 1, 1))
+    cluster.measured({1: 100}, {1: (1, 0.1)}, 500, passed_s=60)
+    (soon,) = of(MeasureWorkers, cluster.measured({1: 200}, {1: (1, 0.2)}, 100))
+    assert soon.seconds == pytest.approx(0.0125)  # 400 MiB in 0.1 s: 100 MiB are gone in 0.025 s.
+    (later,) = of(MeasureWorkers, cluster.measured({1: 200}, {1: (1, 0.3)}, 100))
     assert later.seconds == 0.1
 
 

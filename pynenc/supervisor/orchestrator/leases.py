@@ -42,16 +42,18 @@ class Wear:
         calls: How many calls it was given that were not taken back.
         used: Bytes that it took for itself when that was read last.
         read_at: When that was; monotonic seconds.
+        position: Where it was then.
         is_full: Whether that is so much that it is to be replaced unless it gives some back.
         is_old: Whether it is older than workers may be.
     """
 
-    __slots__ = ("calls", "is_full", "is_old", "read_at", "used")
+    __slots__ = ("calls", "is_full", "is_old", "position", "read_at", "used")
 
     def __init__(self) -> None:
         self.calls = 0
         self.used = 0
         self.read_at = 0.0
+        self.position = 0
         self.is_full = self.is_old = False
 
 

@@ -69,6 +69,7 @@ class Outcomes:
         self._measuring = False
         self._leaving: set[int] = set()
         self._seats = Seats()
+        self._spare = (0, 0.0)
 
     @property
     def ready(self) -> int:

@@ -27,8 +27,14 @@ from pynenc.supervisor.orchestrator.seats import is_busy
 FULL_SHARE = 0.8
 """A worker that takes more than this share of what it may is replaced between two calls."""
 
+PATIENCE_S = 0.05
+"""Memory that a call may have found there when it began is not held against it for so long: it may be about to end."""
+
+FAR_SHARE = 1.5
+"""There is no such patience when a worker takes so many times what it may."""
+
 MIN_LOOK_S = 0.005
-"""However fast a worker grows, its memory is not read more often."""
+"""However fast memory is taken, it is not read more often."""
 
 WORTH_BYTES = 16 << 20
 WORTH_SHARE = 0.25
@@ -53,14 +59,16 @@ class Recycling(Concurrent):
         """Replace, empty and end workers as their memory and their age want it."""
         self._measuring = False
         effects: list[Effect] = []
-        look_s = self.limits.check_s
+        look_s = min(self.limits.check_s, self._time_to_shortage(event.spare_bytes, event.now))
         workers = self._all_workers()
         for number, used in event.used.items():
             worker = workers.get(number)
             if worker is None:
                 continue
             look_s = min(look_s, self._time_to_grow(worker.wear, used, event.now))
-            worker.wear.used, worker.wear.read_at = used, event.now
+            position = event.running[number][0]
+            is_new = position != worker.wear.position
+            worker.wear.used, worker.wear.read_at, worker.wear.position = used, event.now, position
             worker.wear.is_full = bool(self.limits.memory_bytes) and used > FULL_SHARE * self.limits.memory_bytes
             worker.wear.is_old = number in event.aged
             is_worth_it = event.spare_bytes < 0 and used >= WORTH_BYTES
@@ -70,10 +78,11 @@ class Recycling(Concurrent):
                 continue
             if worker.wear.is_full or worker.wear.is_old:
                 self._leaving.add(number)
-            if self.limits.memory_bytes and used > self.limits.memory_bytes:
-                effects += self._end_for_memory(number, worker, event.running[number])
+            if self.limits.memory_bytes and used > self.limits.memory_bytes * (FAR_SHARE if is_new else 1):
+                effects += self._end_for_memory(number, worker, position)
             elif number in self._leaving:
-                effects += self._empty(number, worker, event.running[number][0])
+                effects += self._empty(number, worker, position)
+                look_s = min(look_s, PATIENCE_S)
         busy = [number for number, worker in self.workers.items() if is_busy(worker)]
         self._seats.measured(len(busy), self._size, event.spare_bytes, event.now)
         if event.spare_bytes < 0 and self._seats.may_take(event.now):
@@ -119,13 +128,10 @@ class Recycling(Concurrent):
 
     # Ending.
 
-    def _end_for_memory(
-        self, number: int, worker: WorkerLeases | ConcurrentLeases, at: tuple[int, float]
-    ) -> list[Effect]:
+    def _end_for_memory(self, number: int, worker: WorkerLeases | ConcurrentLeases, position: int) -> list[Effect]:
         """End a worker that takes more than one may, and the call that runs with it, if that still does when it comes to that."""
         if worker.doomed is not None or worker.is_dying:
             return []
-        position = at[0]
         if isinstance(worker, ConcurrentLeases):
             begun = [one for one in worker.held if one <= position]
             if not begun:
@@ -156,7 +162,8 @@ class Recycling(Concurrent):
             leased = worker.leased_at(position)
             if leased is None or worker.paused or event.used.get(number, 0) < worth:
                 continue
-            if self.tasks[leased.calls.task].options.rerun_on_worker_loss:
+            options = self.tasks[leased.calls.task].options
+            if options.rerun_on_worker_loss and options.max_worker_losses:
                 found.append((seconds, number, position))
         if not found:
             return []
@@ -180,13 +187,18 @@ class Recycling(Concurrent):
     # Looking.
 
     def _time_to_grow(self, wear: Wear, used: int, now: float) -> float:
-        """In how many seconds to look at a worker again that grows towards its limit: halfway there."""
+        """In how many seconds to look again at a worker that grows towards its limit: halfway there."""
         limit = self.limits.memory_bytes
         grown, passed_s = used - wear.used, now - wear.read_at
-        if not limit or used >= limit or grown <= 0 or passed_s <= 0:
+        if not limit or used >= limit:
             return self.limits.check_s
         edge = FULL_SHARE * limit if used < FULL_SHARE * limit else limit
-        return max(MIN_LOOK_S, (edge - used) / (grown / passed_s) / 2)
+        return _halfway(edge - used, grown, passed_s)
+
+    def _time_to_shortage(self, spare_bytes: int, now: float) -> float:
+        """The same of the machine, whose memory others take, too."""
+        (before, at), self._spare = self._spare, (spare_bytes, now)
+        return _halfway(spare_bytes, before - spare_bytes, now - at) if spare_bytes > 0 else self.limits.check_s
 
     def _all_workers(self) -> dict[int, WorkerLeases | ConcurrentLeases]:
         return {**self.workers, **self.concurrent}
@@ -194,6 +206,11 @@ class Recycling(Concurrent):
     def _measure(self, seconds: float) -> Effect:
         self._measuring = True
         return MeasureWorkers(seconds)
+
+
+def _halfway(left: float, taken: float, passed_s: float) -> float:
+    """In how many seconds half of what is left will be gone, when so much was taken in the time that passed."""
+    return max(MIN_LOOK_S, left / (taken / passed_s) / 2) if taken > 0 and passed_s > 0 else float("inf")
 
 
 def _is_empty(worker: WorkerLeases | ConcurrentLeases) -> bool:
