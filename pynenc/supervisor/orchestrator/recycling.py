@@ -60,29 +60,12 @@ class Recycling(Concurrent):
         self._measuring = False
         effects: list[Effect] = []
         look_s = min(self.limits.check_s, self._time_to_shortage(event.spare_bytes, event.now))
-        workers = self._all_workers()
-        for number, used in event.used.items():
-            worker = workers.get(number)
-            if worker is None:
-                continue
-            look_s = min(look_s, self._time_to_grow(worker.wear, used, event.now))
-            position = event.running[number][0]
-            is_new = position != worker.wear.position
-            worker.wear.used, worker.wear.read_at, worker.wear.position = used, event.now, position
-            worker.wear.is_full = bool(self.limits.memory_bytes) and used > FULL_SHARE * self.limits.memory_bytes
-            worker.wear.is_old = number in event.aged
-            is_worth_it = event.spare_bytes < 0 and used >= WORTH_BYTES
-            if _is_empty(worker):
-                if is_worth_it or self._left(worker) <= 0:
-                    effects += self._replace(number)
-                continue
-            if worker.wear.is_full or worker.wear.is_old:
-                self._leaving.add(number)
-            if self.limits.memory_bytes and used > self.limits.memory_bytes * (FAR_SHARE if is_new else 1):
-                effects += self._end_for_memory(number, worker, position)
-            elif number in self._leaving:
-                effects += self._empty(number, worker, position)
-                look_s = min(look_s, PATIENCE_S)
+        for number, worker in self._all_workers().items():
+            if number in event.used:
+                look_s = min(look_s, self._time_to_grow(worker.wear, event.used[number], event.now))
+                effects += self._worker_measured(number, worker, event)
+        if self._leaving:
+            look_s = min(look_s, PATIENCE_S)
         busy = [number for number, worker in self.workers.items() if is_busy(worker)]
         self._seats.measured(len(busy), self._size, event.spare_bytes, event.now)
         if event.spare_bytes < 0 and self._seats.may_take(event.now):
@@ -90,6 +73,26 @@ class Recycling(Concurrent):
         if any(not _is_empty(worker) for worker in self._all_workers().values()):
             effects.append(self._measure(look_s))
         return effects
+
+    def _worker_measured(
+        self, number: int, worker: WorkerLeases | ConcurrentLeases, event: WorkersMeasured
+    ) -> list[Effect]:
+        """Replace a worker that is empty, empty one that is to be replaced, end one that takes too much."""
+        wear, limit = worker.wear, self.limits.memory_bytes
+        used, position = event.used[number], event.running[number][0]
+        is_new = position != wear.position
+        wear.used, wear.read_at, wear.position = used, event.now, position
+        wear.is_full = bool(limit) and used > FULL_SHARE * limit
+        wear.is_old = number in event.aged
+        if _is_empty(worker):
+            is_worth_it = event.spare_bytes < 0 and used >= WORTH_BYTES
+            return self._replace(number) if is_worth_it or self._left(worker) <= 0 else []
+        if not (wear.is_full or wear.is_old):
+            return []
+        self._leaving.add(number)
+        if limit and used > limit * (FAR_SHARE if is_new else 1):
+            return self._end_for_memory(number, worker, position)
+        return self._empty(number, worker, position)
 
     # Replacing.
 
