@@ -18,6 +18,7 @@ from benchmarks.tasks import app, noop_task
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader
 from pynenc.protocol.messages import Batch, Kind, Lease, Packing, Results, first_batch_of, json_frame
 from pynenc.protocol.slots import Slot
+from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.turn import Turn
@@ -108,8 +109,9 @@ def supervisor() -> float:
     )
     held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
-    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, 1 << 24)  # type: ignore[arg-type]
-    turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda seconds, callback: None)  # type: ignore[assignment]
+    measuring = Measuring(pool, app.supervisor_settings())  # type: ignore[arg-type]
+    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, measuring, 1 << 24)  # type: ignore[arg-type]
+    turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda *_: None)  # type: ignore[assignment]
     turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
     turn.worker_started(held)  # type: ignore[arg-type]
     client_role, worker_role = peer.role, held

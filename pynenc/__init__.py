@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SerializationError,
         TaskError,
         WorkerLostError,
+        WorkerMemoryError,
     )
     from pynenc.status import InvocationStatus
     from pynenc.task import Task
@@ -49,6 +50,7 @@ __all__ = [
     "Task",
     "TaskError",
     "WorkerLostError",
+    "WorkerMemoryError",
     "__version__",
 ]
 

@@ -70,6 +70,15 @@ class Arguments:
         """The digest of `args_id` as bytes."""
         return digest(self.kwargs)
 
+    def in_short(self, most: int = 200) -> str:
+        """The arguments in words, of so many characters at most, whatever they are."""
+        from reprlib import Repr
+
+        words = Repr()
+        words.maxstring = words.maxother = words.maxlong = 40
+        text = ", ".join(f"{name}={words.repr(value)}" for name, value in self.kwargs.items())
+        return text if len(text) <= most else f"{text[: most - 3]}..."
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Arguments):
             return NotImplemented

@@ -16,6 +16,7 @@
     │   ├── InvocationStatusError
     │   │   └── InvocationStatusTransitionError
     │   ├── WorkerLostError
+    │   ├── WorkerMemoryError
     │   ├── TaskTimeoutError
     │   ├── InvocationCancelledError
     │   ├── InvocationExpiredError
@@ -139,6 +140,10 @@ class InvocationStatusTransitionError(InvocationStatusError):
 
 class WorkerLostError(InvocationError):
     """The worker process died while it ran this call."""
+
+
+class WorkerMemoryError(InvocationError):
+    """The call took more memory than there is for it; its worker was ended."""
 
 
 class TaskTimeoutError(InvocationError):

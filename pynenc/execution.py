@@ -17,6 +17,7 @@ from pynenc.exceptions import (
     SerializationError,
     TaskTimeoutError,
     WorkerLostError,
+    WorkerMemoryError,
     WorkerTraceback,
 )
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, Failure
@@ -220,6 +221,7 @@ SUPERVISORS_ERRORS = {
     error.__name__: error
     for error in (
         WorkerLostError,
+        WorkerMemoryError,
         TaskTimeoutError,
         InvocationCancelledError,
         InvocationExpiredError,
@@ -230,13 +232,27 @@ SUPERVISORS_ERRORS = {
 """The errors that the supervisor ends calls with; it pickles nothing, so they travel by name."""
 
 
-def restore(failure: Failure | Raised, invocation_id: str = "") -> BaseException:
+ENDED_WITH_WORKER = frozenset({WorkerLostError.__name__, WorkerMemoryError.__name__, TaskTimeoutError.__name__})
+"""Those for which it matters with which arguments the call ran."""
+
+
+def restore(
+    failure: Failure | Raised, invocation_id: str = "", arguments: Callable[[], str] | None = None
+) -> BaseException:
     """The exception that a call raised, with the worker's traceback as its cause.
+
+    Args:
+        failure: What came of it.
+        invocation_id: The call.
+        arguments: Its arguments in short; asked for when its worker ended with it.
 
     Raises nothing: an exception whose class cannot be imported here comes back as `SerializationError`.
     """
     if not failure.pickled:
-        return SUPERVISORS_ERRORS[failure.type_name](invocation_id, failure.message)
+        message = failure.message
+        if arguments is not None and failure.type_name in ENDED_WITH_WORKER and (shown := arguments()):
+            message = f"{message}; its arguments: {shown}"
+        return SUPERVISORS_ERRORS[failure.type_name](invocation_id, message)
     try:
         error: BaseException = loads(failure.pickled)
         if not isinstance(error, BaseException):

@@ -180,12 +180,5 @@ def call_in_words(invocation: Any) -> str:
     return _in_words(invocation.task, invocation.arguments)
 
 
-def _in_words(task: Task[Any, Any], arguments: Any) -> str:
-    kwargs: Mapping[str, Any] = arguments.kwargs
-    values = ", ".join(f"{name}={_short(value)}" for name, value in kwargs.items())
-    return f"{task.task_id}({values})"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _in_words(task: Task[Any, Any], arguments: Arguments) -> str:
+    return f"{task.task_id}({arguments.in_short()})"

@@ -136,7 +136,9 @@ class Submission:
         failure = self.failures.get(index)
         if failure is None:
             return None
-        return restore(failure, self.invocation_id(index))
+        alone = failure.stop == failure.first + 1  # Of many that ended together nobody wants to read each.
+        shown = (lambda: self.runner.arguments_in_short(self, index)) if alone else None
+        return restore(failure, self.invocation_id(index), shown)
 
 
 class Runner(Protocol):
@@ -179,6 +181,9 @@ class RemoteRunner(Protocol):
 
     def arguments_of(self, task: Task[Any, Any], submission: Submission, index: int) -> Arguments:
         """The arguments of a call, as they were when it was made."""
+
+    def arguments_in_short(self, submission: Submission, index: int) -> str:
+        """The arguments of a call in few words; none when they cannot be shown, or not without much ado."""
 
     def parent_of(self, submission: Submission) -> str | None:
         """The id of the invocation that made the calls, if one did."""

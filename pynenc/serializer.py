@@ -161,6 +161,14 @@ def stored_arguments(packing: int, payload: bytes, index: int) -> Any:
     return next(iter(leased_arguments(packing, payload, index, index + 1)))
 
 
+def argument_bytes(packing: int, payload: bytes, index: int) -> int:
+    """How many bytes would be unpickled for the arguments of one call, beside what all calls of its batch are made of."""
+    if packing != Packing.ROWS:
+        return 0
+    bounds = row_bounds(payload)
+    return bounds[index + 1] - bounds[index]
+
+
 def frozen_rows(payload: bytes) -> list[Frozen]:
     """The rows of a payload, still pickled."""
     bounds = row_bounds(payload)

@@ -29,7 +29,7 @@ def status(options: argparse.Namespace) -> int:
             console.print(
                 f"{report['refused']:,} connections were closed because of what they sent; the log tells of them"
             )
-        _print_workers(console, report["workers"])
+        _print_workers(console, report["workers"], report["memory_limit_bytes"])
     table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
     for counts in app.state_backend.counts_by_task():
         left = counts.calls - counts.succeeded - counts.failed
@@ -65,28 +65,21 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_workers(console: Any, workers: list[dict[str, Any]]) -> None:
+def _print_workers(console: Any, workers: list[dict[str, Any]], limit: int | None) -> None:
     from rich.table import Table
+
+    from pynenc.system.memory import in_words
 
     table = Table("worker", "pid", "memory", "runs", "leased calls", title="workers")
     for worker in workers:
         table.add_row(
             str(worker["worker"]),
             str(worker["pid"]),
-            _memory_of(worker["pid"]),
+            in_words(worker["memory_bytes"]) + (f" of {in_words(limit)}" if limit else ""),
             worker["running"] or "-",
             str(worker["leased"]),
         )
     console.print(table)
-
-
-def _memory_of(pid: int) -> str:
-    import psutil
-
-    try:
-        return f"{psutil.Process(pid).memory_info().rss / 1e6:.0f} MB"
-    except psutil.Error:
-        return "-"
 
 
 def _shown(value: Any) -> str:

@@ -29,7 +29,7 @@ from pynenc.protocol.messages import (
     split_number,
 )
 from pynenc.runner import RemoteRunner, Submission
-from pynenc.serializer import stored_arguments
+from pynenc.serializer import argument_bytes, stored_arguments
 from pynenc.status import InvocationStatus
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from pynenc.state_backend import StateBackend
     from pynenc.state_backend.reader import Attempts
     from pynenc.task import Task
+
+
+SHOWN_BYTES = 1 << 16
+"""Larger arguments are not unpickled to be shown in an error."""
 
 
 class Asking(Session):
@@ -183,6 +187,22 @@ class Asking(Session):
         if not extras.common:
             return task.args_from(entry)
         return task.args_from(entry, task.thaw(app.state_backend.common_arguments(extras.common)))
+
+    def arguments_in_short(self, submission: Submission, index: int) -> str:
+        """The arguments in few words, read back from the state backend; large ones are left where they are."""
+        app = self._the_app()
+        stored = app.state_backend.batch(submission.number)
+        if stored is None:
+            return ""  # It was purged.
+        size = argument_bytes(stored.packing, stored.arguments, index)
+        if common := Extras.from_bytes(stored.extras, stored.count).common:
+            size += len(app.state_backend.common_arguments(common))
+        if size > SHOWN_BYTES:
+            return f"{size:,} bytes"
+        try:
+            return self.arguments_of(app.get_task(stored.task_id), submission, index).in_short()
+        except Exception as error:  # the user's own unpickling, or a task that is not here
+            return f"(cannot be shown: {type(error).__name__})"
 
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""

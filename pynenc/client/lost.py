@@ -55,6 +55,10 @@ class LostRunner:
         """Read the arguments back from the state backend."""
         return self._runner.arguments_of(task, submission, index)
 
+    def arguments_in_short(self, submission: Submission, index: int) -> str:
+        """Read the arguments back from the state backend."""
+        return self._runner.arguments_in_short(submission, index)
+
     def parent_of(self, submission: Submission) -> str | None:
         """Read from the state backend which invocation made the calls."""
         return self._runner.parent_of(submission)

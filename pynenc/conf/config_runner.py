@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pynenc.conf.field import optional_integer, seconds
+from pynenc.conf.field import optional_integer, optional_memory, optional_seconds, seconds
 from pynenc.conf.sources import Config
 
 
@@ -21,3 +21,19 @@ class ConfigRunner(Config):
         least=0,
     )
     start_timeout_s = seconds(30.0, "Seconds that the supervisor may take to start.", least=0.1)
+    worker_memory_limit = optional_memory(
+        "What a worker may take for itself: bytes, a text like `2GiB`, or a share (`0.25`) of the memory that the machine or the "
+        "container has. A worker above 80% of it is replaced between two calls; a call that takes its worker beyond it "
+        "raises WorkerMemoryError.",
+        least=16 << 20,
+    )
+    memory_check_s = seconds(
+        0.1,
+        "Seconds between two looks at the memory of workers that run calls; those that grow towards their limit are looked "
+        "at more often.",
+        least=0.005,
+    )
+    max_calls_per_worker = optional_integer("After how many calls a worker is replaced by a fresh one.")
+    max_worker_age = optional_seconds(
+        "Seconds after which a worker is replaced by a fresh one, as soon as it has ended its call."
+    )

@@ -109,8 +109,9 @@ class ConfigTask(Config):
         Args:
             is_async: Whether the task's function is a coroutine function.
         """
-        from pynenc.exceptions import RetryError, TaskTimeoutError
+        from pynenc.exceptions import RetryError, TaskTimeoutError, WorkerMemoryError
 
+        retriable: tuple[type[BaseException], ...] = (RetryError, *self.retry_for)
         return {
             "max_worker_losses": self.max_worker_losses,
             "rerun_on_worker_loss": self.rerun_on_worker_loss,
@@ -120,7 +121,8 @@ class ConfigTask(Config):
             "retry_max_delay_s": self.retry_max_delay,
             "retry_jitter": self.retry_jitter,
             "timeout_s": self.timeout or 0.0,
-            "retry_on_timeout": issubclass(TaskTimeoutError, (RetryError, *self.retry_for)),
+            "retry_on_timeout": issubclass(TaskTimeoutError, retriable),
+            "retry_on_memory": issubclass(WorkerMemoryError, retriable),
             "expires_s": self.expires or 0.0,
             "priority": self.priority,
             "max_running": self.max_running or 1,

@@ -140,6 +140,41 @@ def optional_seconds(doc: str) -> Field[float | None]:
     return Field(None, convert, "a number of seconds above 0, or none", doc)
 
 
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 1 << 10,
+    "mi": 1 << 20,
+    "gi": 1 << 30,
+    "ti": 1 << 40,
+}
+"""By what the letters before the B of bytes multiply."""
+
+
+def optional_memory(doc: str, least: int) -> Field[int | float | None]:
+    """Bytes as an integer, or a share of the memory there is as a float above 0 and up to 1, or none."""
+
+    def convert(value: Any) -> int | float | None:
+        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        size = _bytes_in(value) if isinstance(value, str) else value
+        if 0 < size <= 1:
+            return float(size)
+        if not least <= size < float("inf"):
+            raise ValueError
+        return int(size)
+
+    expects = (
+        f"bytes, at least {least >> 20} MiB (a number, or a text like '2GiB'), a share above 0 and up to 1, or none"
+    )
+    return Field(None, convert, expects, doc)
+
+
 def text(default: str, doc: str, choices: Iterable[str] = ()) -> Field[str]:
     """A text; with choices, one of them in any case."""
     allowed = {choice.upper(): choice for choice in choices}
@@ -247,6 +282,15 @@ def _integer(value: Any, least: int) -> int:
     if number < least:
         raise ValueError
     return number
+
+
+def _bytes_in(text: str) -> float:
+    written = text.strip().lower()
+    number = written.rstrip("bikmgt ")
+    unit = written[len(number) :].strip()
+    if unit.rstrip("b") not in UNITS or len(unit) - len(unit.rstrip("b")) > 1:
+        raise ValueError
+    return float(number) * UNITS[unit.rstrip("b")]
 
 
 def _refuse() -> str:

@@ -9,7 +9,8 @@ from typing import assert_never
 from pynenc.protocol.messages import NOT_RETRIABLE, Batch, Ending, Failure, format_invocation_id, invocation_number
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.events import EndCalls, Ended, FailLost
-from pynenc.supervisor.pool import Pool
+from pynenc.supervisor.measuring import Measuring
+from pynenc.supervisor.pool import Pool, Worker
 from pynenc.supervisor.task import Task
 
 
@@ -21,13 +22,22 @@ class Endings:
         pool: Knows the workers that died.
         tasks: By their numbers.
         failures: Those of this turn, by invocation number.
+        measuring: Knows what they had taken.
     """
 
-    def __init__(self, store: Store, pool: Pool, tasks: Mapping[int, Task], failures: Mapping[int, Failure]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: Pool,
+        tasks: Mapping[int, Task],
+        failures: Mapping[int, Failure],
+        measuring: Measuring,
+    ) -> None:
         self._store = store
         self._pool = pool
         self._tasks = tasks
         self._failures = failures
+        self._measuring = measuring
 
     def of_ended(self, ended: EndCalls) -> Failure:
         """The failure of calls that end for a reason of the supervisor's own."""
@@ -50,6 +60,12 @@ class Endings:
                 started = now - ran_s
                 type_name, ending = "InvocationCancelledError", Ending.KILLED
                 message = f"it was cancelled with force after it had run for {ran_s:.3g} s (task {task_id})"
+            case Ended.MEMORY | Ended.SHORT:
+                worker = self._pool.lost[ended.worker]
+                ran_s = time.monotonic() - ended.began if ended.began else worker.ran_s
+                started = now - ran_s
+                type_name, ending = "WorkerMemoryError", Ending.FAILED
+                message = self._why_memory(ended, worker, ran_s, task_id)
             case Ended.EXPIRED:
                 type_name, ending = "InvocationExpiredError", Ending.FAILED
                 message = f"it had not begun within the time of option expires of task {task_id}"
@@ -120,7 +136,7 @@ class Endings:
             started,
             now,
             "WorkerLostError",
-            f"{what}; {why}",
+            f"{what}; {why}; {self._measuring.of_lost(worker)}",
             f"(call {call})",
             b"",
         )
@@ -137,6 +153,19 @@ class Endings:
         return Failure(
             batch.id, first, stop, 0, 0, Ending.FAILED, NOT_RETRIABLE, *times, "WorkerLostError", message, "", b""
         )
+
+    def _why_memory(self, ended: EndCalls, worker: Worker, ran_s: float, task_id: str) -> str:
+        if ended.why is Ended.SHORT:
+            return (
+                f"{self._measuring.of_shortage(worker)}, was ended {ran_s:.3g} s after it began this call of task {task_id}, "
+                "and that was not the first time"
+            )
+        said = f"its worker (pid {worker.pid}) {self._measuring.of_limit(worker)}"
+        if worker.concurrent:
+            return f"{said}, while it ran this call of task {task_id}, perhaps among others; it was ended"
+        said += f", {ran_s:.3g} s after it began this call of task {task_id}"
+        on_top = ", which waits for others that may run on top of it" if ended.began else ""
+        return f"{said}{on_top}; it was ended"
 
     def _why_dependency_failed(self, root: int) -> str:
         failure = self._failures.get(root) or self._store.failure_of(root)

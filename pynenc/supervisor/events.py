@@ -15,6 +15,10 @@ class Ended(Enum):
     TIMED_OUT = "timed out"
     CANCELLED = "cancelled"
     KILLED = "killed"
+    MEMORY = "memory"
+    """Its worker took more than one may."""
+    SHORT = "short"
+    """The machine ran short of memory while it ran, again and again."""
     EXPIRED = "expired"
     CONTROLLED = "controlled"
     DEPENDENCY = "dependency"
@@ -32,12 +36,30 @@ class TaskOptions(NamedTuple):
     retry_jitter: float = 0.0
     timeout_s: float = 0.0
     retry_on_timeout: bool = False
+    retry_on_memory: bool = False
     expires_s: float = 0.0
     priority: int = 0
     max_running: int = 1
     reroute: bool = True
     concurrency: int = 0
     """How many calls run at once in one of the workers that are there for such tasks; 0: one after the other, in the others."""
+
+
+class WorkerLimits(NamedTuple):
+    """When workers are replaced or ended; 0 for never.
+
+    Attributes:
+        memory_bytes: What one may take for itself.
+        check_s: How often they are looked at while they run calls.
+        max_calls: How many calls one is given.
+    """
+
+    memory_bytes: int = 0
+    check_s: float = 0.1
+    max_calls: int = 0
+
+
+NO_LIMITS = WorkerLimits()
 
 
 class TaskDeclared(NamedTuple):
@@ -142,6 +164,24 @@ class TimesChecked(NamedTuple):
     now: float
 
 
+class WorkersMeasured(NamedTuple):
+    """What workers take, and what there is.
+
+    Attributes:
+        used: Bytes that each worker takes for itself.
+        running: The position of each worker and for how many seconds it has run its call.
+        aged: The workers that are older than they may be.
+        spare_bytes: How much more may be taken before the machine is short of memory; below 0, it is.
+        now: Monotonic seconds.
+    """
+
+    used: dict[int, int]
+    running: dict[int, tuple[int, float]]
+    aged: frozenset[int]
+    spare_bytes: int
+    now: float
+
+
 class WorkerJoined(NamedTuple):
     """A worker can be leased calls; many at once if it is `concurrent`."""
 
@@ -221,6 +261,7 @@ Event: TypeAlias = (
     | RetryDue
     | CallsWithdrawn
     | TimesChecked
+    | WorkersMeasured
     | WorkerJoined
     | WorkerLost
     | WorkerPaused
@@ -379,6 +420,12 @@ class WatchTimes(NamedTuple):
     seconds: float
 
 
+class MeasureWorkers(NamedTuple):
+    """Tell what the workers take, after this many seconds; instead of when that was asked for last."""
+
+    seconds: float
+
+
 class CallLater(NamedTuple):
     """Bring this event about after some seconds; a withdrawal with the positions of then."""
 
@@ -427,6 +474,7 @@ Effect: TypeAlias = (
     | EndCalls
     | KillWorker
     | WatchTimes
+    | MeasureWorkers
     | CallLater
     | AnswerOffer
     | BatchFinished

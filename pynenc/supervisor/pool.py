@@ -18,18 +18,23 @@ import socket
 import time
 from collections.abc import Callable
 
+from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_frame
 from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.system.stopped import is_stopped
+from pynenc.system.memory import ProcessMemory
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before any of them has run anything mean that none will."""
 
 KEEP_LOST = MAX_SLOTS
 """All workers may be lost in one turn, and the rules are told at its end."""
+
+RETIRE_S = 15.0
+"""How long a worker may take to end that is not needed any more; longer than what it has called takes to leave."""
 
 
 class Worker:
@@ -41,6 +46,11 @@ class Worker:
         output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
         ran_s: For how long it had run its last call when it ended.
+        memory: What it takes for itself.
+        peak_bytes: What it had resident at most, shared pages included; 0 while it lives.
+        started: When it was started; monotonic seconds.
+        was_ended: Whether the supervisor had it ended.
+        hint: What its death looks like; empty when it looks like nothing.
         concurrent: Whether it is one that runs many calls at once.
     """
 
@@ -56,6 +66,11 @@ class Worker:
         self.output_of = 0
         self.death = ""
         self.ran_s = 0.0
+        self.memory = ProcessMemory()
+        self.peak_bytes = 0
+        self.started = time.monotonic()
+        self.was_ended = False
+        self.hint = ""
 
 
 class WatchedSlot(Slot):
@@ -142,7 +157,15 @@ class Pool:
         """Let a worker end that holds nothing, and start none in its place."""
         worker = self.workers.pop(number)
         self._retired[number] = worker
+        worker.peer.send(frame(Kind.GOODBYE))
+        worker.peer.flush()
         self.loop.end(worker.peer, "it is not needed any more")
+        self.loop.call_in(RETIRE_S, lambda: self._end_retired(number))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all workers have ended that are not needed any more; until then they may send what they have called."""
+        return not self._retired
 
     def position_of(self, number: int) -> int:
         """Which call a worker runs, by its slot; 0 when it has died in this very turn."""
@@ -157,6 +180,11 @@ class Pool:
     def kill(self, number: int) -> None:
         """End a worker at once; the fork server tells when it is gone."""
         if number in self.workers:
+            self.workers[number].was_ended = True
+            self._server.send(number_frame(Kind.KILL, number))
+
+    def _end_retired(self, number: int) -> None:
+        if number in self._retired:  # It does not come to the end of what it does, though that is no call.
             self._server.send(number_frame(Kind.KILL, number))
 
     def _join_server(self) -> None:
@@ -191,6 +219,7 @@ class Pool:
             if kind == Kind.SPAWNED:
                 worker.pid = fields["pid"]
             elif kind == Kind.EXITED:
+                worker.peak_bytes = fields["peak"]
                 self._count_death([worker])
                 self._worker_gone(worker, _death(fields["status"]))
 

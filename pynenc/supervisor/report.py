@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.pool import Pool
 from pynenc.supervisor.refusals import Refusals
@@ -20,6 +21,7 @@ class Report:
         tasks: By their numbers.
         clients: By their numbers.
         refusals: Counts the connections that were closed because of what they sent.
+        measuring: Reads the workers' memory.
     """
 
     def __init__(
@@ -29,12 +31,14 @@ class Report:
         tasks: Mapping[int, Task],
         clients: Mapping[int, object],
         refusals: Refusals,
+        measuring: Measuring,
     ) -> None:
         self._orchestrator = orchestrator
         self._pool = pool
         self._tasks = tasks
         self._clients = clients
         self._refusals = refusals
+        self._measuring = measuring
 
     def all(self) -> dict[str, Any]:
         """What the supervisor does just now, for `pynenc status` and the monitor."""
@@ -51,12 +55,14 @@ class Report:
                     "pid": worker.pid,
                     "concurrent": worker.concurrent,
                     "running": self._tasks[running.calls.task].task_id if running else None,
+                    "memory_bytes": self._measuring.read(worker),
                     "leased": sum(one.end - one.position for one in held),
                 }
             )
         return {
             "pid": os.getpid(),
             "fork_server": self._pool.fork_server_pid,
+            "memory_limit_bytes": self._measuring.limits.memory_bytes or None,
             "persistent": self._pool.persistent,
             "clients": len({id(client) for client in self._clients.values()}),
             "ready": self._orchestrator.ready,

@@ -24,6 +24,7 @@ from pynenc.protocol.messages import VERSION, Kind, json_frame
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool
@@ -69,8 +70,9 @@ class Supervisor:
         )
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
-        orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares)
-        self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
+        measuring = Measuring(self.pool, settings)
+        orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)
+        self.turn = Turn(self.store, orchestrator, payloads, self.pool, measuring, settings["client_buffer_bytes"])
         self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit), self.turn.refused)
         self.turn.loop = self.loop
 
@@ -105,6 +107,7 @@ class Supervisor:
             and not self.turn.has_clients()
             and not self.pool.persistent
             and self.turn.drained()
+            and self.pool.is_settled
         ):
             self._end()
 

@@ -66,6 +66,7 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    MeasureWorkers,
     PauseWorker,
     ResumeCall,
     ResumeWorker,
@@ -86,6 +87,7 @@ from pynenc.supervisor.events import (
     WorkerResumed,
 )
 from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.orders import Order, tell
 from pynenc.supervisor.payloads import Payloads
@@ -129,11 +131,18 @@ class Turn:
     """What the supervisor does between reading and waiting.
 
     Args:
+        measuring: Reads the workers' memory.
         client_buffer_bytes: How many outcome bytes wait in memory for a client that does not read.
     """
 
     def __init__(
-        self, store: Store, orchestrator: Orchestrator, payloads: Payloads, pool: Pool, client_buffer_bytes: int
+        self,
+        store: Store,
+        orchestrator: Orchestrator,
+        payloads: Payloads,
+        pool: Pool,
+        measuring: Measuring,
+        client_buffer_bytes: int,
     ) -> None:
         self.loop: Loop
         self.clients: dict[int, Client] = {}
@@ -141,6 +150,7 @@ class Turn:
         self._orchestrator = orchestrator
         self._payloads = payloads
         self._pool = pool
+        self._measuring = measuring
         self.interrupted = False
         self.stopped = False
         self._client_buffer_bytes = client_buffer_bytes
@@ -151,8 +161,8 @@ class Turn:
         self._came: set[int] = set()  # The batches of this turn, of which the rules have not heard yet.
         self._failures: dict[int, Failure] = {}
         self.refusals = Refusals()
-        self._endings = Endings(store, pool, self._tasks, self._failures)
-        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals)
+        self._endings = Endings(store, pool, self._tasks, self._failures, measuring)
+        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring)
         self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
@@ -475,6 +485,7 @@ class Turn:
 
     def worker_ended(self, worker: Worker, position: int) -> None:
         """A worker's process is gone, and all that it had sent is read."""
+        self._measuring.note_death(worker)
         self._events.append((WorkerLost(worker.number, position), None))
 
     # What the rules ask for.
@@ -504,6 +515,8 @@ class Turn:
                 self._pool.kill(effect.worker)
             case WatchTimes():
                 self.loop.call_in(effect.seconds, self._check_times)
+            case MeasureWorkers():
+                self._measuring.call_in(self.loop, effect.seconds, lambda event: self._events.append((event, None)))
             case CallLater():
                 self.loop.call_in(effect.seconds, lambda: self._its_time_came(effect.event))
             case AddWorker():

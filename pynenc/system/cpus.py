@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+
+from pynenc.system.cgroups import OWN, ROOT, places_of, read
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -16,7 +17,7 @@ THREAD_VARIABLES = (
 )
 
 
-def usable_cpus(cgroup_root: str = "/sys/fs/cgroup", own_cgroups: str = "/proc/self/cgroup") -> int:
+def usable_cpus(cgroup_root: str = ROOT, own_cgroups: str = OWN) -> int:
     """The processors that affinity and cgroup quotas (v1 and v2) leave to this process; at least one.
 
     Args:
@@ -24,7 +25,7 @@ def usable_cpus(cgroup_root: str = "/sys/fs/cgroup", own_cgroups: str = "/proc/s
         own_cgroups: The file that names the cgroups of this process.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path(cgroup_root), Path(own_cgroups))
+    quota = _quota(cgroup_root, own_cgroups)
     return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
 
 
@@ -40,40 +41,18 @@ def thread_caps(workers: int, blas_threads: int | None, cpus: int) -> dict[str, 
     return {name: str(threads) for name in THREAD_VARIABLES if name not in os.environ}
 
 
-def _quota(root: Path, own_cgroups: Path) -> float | None:
+def _quota(root: str, own_cgroups: str) -> float | None:
     """The smallest quota on the way from this process's cgroups to the root, in processors."""
-    quotas = []
-    for line in _read(own_cgroups).splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3:
-            continue
-        controllers, path = parts[1].split(","), parts[2]
-        if controllers == [""]:
-            mounts = [root, root / "unified"]
-        elif "cpu" in controllers:
-            mounts = [root / "cpu", root / parts[1]]
-        else:
-            continue
-        for mount in mounts:
-            at = mount / path.lstrip("/")
-            # In a container the path may name a place that is mounted as the root.
-            quotas += [quota for place in (at, *at.parents, mount) if (quota := _quota_at(place)) is not None]
-    return min(quotas, default=None)
+    places = places_of("cpu", root, own_cgroups)
+    return min((quota for place in places if (quota := _quota_at(place)) is not None), default=None)
 
 
-def _quota_at(place: Path) -> float | None:
-    fields = _read(place / "cpu.max").split()
+def _quota_at(place: str) -> float | None:
+    fields = read(place, "cpu.max").split()
     if not fields:
-        fields = [_read(place / "cpu.cfs_quota_us").strip(), _read(place / "cpu.cfs_period_us").strip()]
+        fields = [read(place, "cpu.cfs_quota_us").strip(), read(place, "cpu.cfs_period_us").strip()]
     try:
         quota, period = float(fields[0]), float(fields[1])
     except (ValueError, IndexError):
         return None  # "max", "-1" with nothing beside it, or no such controller here.
     return quota / period if quota > 0 and period > 0 else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

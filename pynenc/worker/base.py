@@ -94,6 +94,12 @@ class Output:
             os.close(file)
 
 
+def let_calls_leave() -> None:
+    """Have everything acknowledged that tasks have called here and not waited for: this process is about to end."""
+    for app in {task.app for task in registered.values()}:
+        app.close()
+
+
 def flush_output() -> None:
     """Let what was printed appear. What cannot be written any more is nobody's fault here."""
     for stream in (sys.stdout, sys.stderr):
@@ -102,11 +108,16 @@ def flush_output() -> None:
 
 
 class BaseWorker:
-    """One end of the connection to the supervisor."""
+    """One end of the connection to the supervisor.
+
+    Attributes:
+        is_retired: Whether the supervisor, which goes on, needs this worker no more.
+    """
 
     def __init__(self, connection: socket.socket, slot: Slot) -> None:
         self.connection = connection
         self.slot = slot
+        self.is_retired = False
         self.poll = select.poll()
         self.poll.register(connection, select.POLLIN)
         self._reader = FrameReader()
@@ -163,6 +174,8 @@ class BaseWorker:
                 output = Output(self._files[:carried])
                 del self._files[:carried]
                 self.take_output(output)
+            elif kind == Kind.GOODBYE:
+                self.is_retired = True
             else:
                 self.take_answer(Kind(kind), body)
         return count > 0

@@ -104,14 +104,15 @@ class ForkServer:
     def _reap(self) -> None:
         while self._workers:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             number = self._workers.pop(pid, None)
             if number is not None:
-                self._tell(Kind.EXITED, worker=number, status=status)
+                peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+                self._tell(Kind.EXITED, worker=number, status=status, peak=peak)
 
     def _kill(self, number: int) -> None:
         for pid, worker in self._workers.items():

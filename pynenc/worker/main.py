@@ -16,7 +16,7 @@ from pynenc.protocol.messages import Kind, Lease
 from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
-from pynenc.worker.base import BaseWorker, Output
+from pynenc.worker.base import BaseWorker, Output, let_calls_leave
 from pynenc.worker.nesting import Nesting
 
 
@@ -135,3 +135,5 @@ def main(
         else:
             worker = Worker(number, supervisor, Slot(memory, slot))
         worker.run()
+    if worker.is_retired:
+        let_calls_leave()

@@ -364,7 +364,7 @@ def test_a_call_inside_of_itself_is_refused_with_the_circle() -> None:
     ping, pong = "tests.rules.ping(x=3, how='again')", "tests.rules.pong(x=3, how='again')"
     assert caught.value.cycle == [ping, pong, ping]
     assert f"{ping} -> {pong} -> {ping}" in str(caught.value)
-    with pytest.raises(CycleDetectedError, match=r"data=b'xxx.*\.\.\.\) -> "):
+    with pytest.raises(CycleDetectedError, match=r"data=b'xxx+\.\.\.x+'\) -> "):
         rules.large_argument_again(b"x" * 100_000).get(timeout=20)
 
 

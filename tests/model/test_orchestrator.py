@@ -38,6 +38,7 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    MeasureWorkers,
     PauseWorker,
     ResumeCall,
     ResumeWorker,
@@ -53,13 +54,18 @@ from pynenc.supervisor.events import (
     WatchStops,
     WatchTimes,
     WorkerJoined,
+    WorkerLimits,
     WorkerLost,
     WorkerPaused,
     WorkerResumed,
+    WorkersMeasured,
 )
 from pynenc.supervisor.orchestrator import Orchestrator
 
 NO_CUT = 1 << 60
+
+MIB = 1 << 20
+LIMIT_BYTES = 100 * MIB
 
 KEYED = {3: 1, 4: 1, 5: 2, 7: 1, 8: 2}
 """How many calls of a key may run at once, for the tasks that have keys; the second of them does not wait for its turn."""
@@ -82,7 +88,7 @@ class Held(NamedTuple):
 class ModelWorker:
     """What a worker process does, a call at a time; its slot, and what it has not shipped."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 0) -> None:
         self.queue: deque[Held] = deque()
         self.waiting: list[tuple[Held, list[Held], int]] = []  # the call, the rest of its lease, what it waits for
         self.position = 0
@@ -92,6 +98,8 @@ class ModelWorker:
         self.reached: int | None = None
         self.unsettled: list[int] = []  # serials of cuts
         self.resuming = False
+        self.most = most
+        self.served = 0  # calls that it began, but for those that ran on top of others
 
     def run_one(self, fails: bool) -> tuple[int, int] | None:
         position, batch, index, _ = self.queue.popleft()
@@ -101,7 +109,12 @@ class ModelWorker:
             self.queue = deque(one for one in self.queue if one.position >= self.dropped_to)
             return None
         self.unshipped.append((batch, index, fails))
+        self.begin()
         return batch, index
+
+    def begin(self) -> None:
+        self.served += not self.waiting
+        assert self.served <= (self.most or self.served), "a worker began more calls than it may"
 
 
 class ModelConcurrentWorker:
@@ -133,8 +146,8 @@ class Cluster(RuleBasedStateMachine):
         self.finished: set[int] = set()
         self.last_worker = 0
         self.looking = False
-        self.watching = False
-        self.watching_stops = False
+        self.watching = self.watching_stops = self.measuring = False
+        self.now = 0.0
         self.dying: set[int] = set()
         self.later: list[RetryDue | CallsWithdrawn] = []
         self.retries: dict[tuple[int, int], int] = {}
@@ -154,12 +167,24 @@ class Cluster(RuleBasedStateMachine):
         delay=st.sampled_from([0.0, 1.0]),
         timeout=st.sampled_from([0.0, 5.0]),
         expires=st.sampled_from([0.0, 0.0, 5.0]),
+        max_calls=st.sampled_from([0, 0, 1, 3]),
+        memory=st.sampled_from([0, LIMIT_BYTES]),
     )
     def begin(
-        self, count: int, reruns: bool, most: int, retries: int, delay: float, timeout: float, expires: float
+        self,
+        count: int,
+        reruns: bool,
+        most: int,
+        retries: int,
+        delay: float,
+        timeout: float,
+        expires: float,
+        max_calls: int,
+        memory: int,
     ) -> None:
         self.reruns, self.most, self.most_retries, self.size = reruns, most, retries, count
-        self.orchestrator = Orchestrator(0.02, count, spares=1)
+        self.limits = WorkerLimits(memory, 0.1, max_calls)
+        self.orchestrator = Orchestrator(0.02, count, 1, self.limits)
         options = TaskOptions(
             most,
             reruns,
@@ -167,6 +192,7 @@ class Cluster(RuleBasedStateMachine):
             retry_delay_s=delay,
             timeout_s=timeout,
             retry_on_timeout=retries > 1,
+            retry_on_memory=retries > 1,
             expires_s=expires,
         )
         self.options = {1: options, 2: options._replace(priority=1), 6: options._replace(concurrency=CONCURRENT[6])}
@@ -185,10 +211,10 @@ class Cluster(RuleBasedStateMachine):
     @rule()
     def supervisor_dies(self) -> None:
         """Another one takes over what is not finished; workers and all that waited are gone."""
-        self.orchestrator = Orchestrator(0.02, self.size, spares=1)
+        self.orchestrator = Orchestrator(0.02, self.size, 1, self.limits)
         for gone in (self.workers, self.concurrent, self.dying, self.later, self.joining, self.steps):
             gone.clear()
-        self.looking = self.watching = False
+        self.looking = self.watching = self.measuring = False
         self.registered = {
             key_at(self.extras[batch].registration, index): (batch, index)
             for batch in sorted(self.offered - self.finished)
@@ -220,9 +246,10 @@ class Cluster(RuleBasedStateMachine):
         self.last_worker += 1
         if concurrent:
             self.concurrent[self.last_worker] = ModelConcurrentWorker()
-            assert len(self.concurrent) <= self.size
+            lasting = [one for one in self.orchestrator.concurrent.values() if self.orchestrator._left(one) > 0]
+            assert len(lasting) < self.size, "there are enough workers that take calls"
         else:
-            self.workers[self.last_worker] = ModelWorker()
+            self.workers[self.last_worker] = ModelWorker(self.limits.max_calls)
         self.tell(WorkerJoined(self.last_worker, concurrent))
 
     def tell(self, event, outcome=None) -> None:  # type: ignore[no-untyped-def]
@@ -266,6 +293,10 @@ class Cluster(RuleBasedStateMachine):
                         self.count_retry((effect.batch, index))
                     else:
                         self.outcomes[effect.batch, index] = effect.why.value
+                        if effect.why is Ended.MEMORY:
+                            assert self.limits.memory_bytes
+                        if effect.why is Ended.SHORT:
+                            assert self.reruns, "a call was chosen that must not run again"
                         if effect.why is Ended.DEPENDENCY:
                             root = split_number(effect.root)
                             assert root == (effect.batch, index) or self.outcomes[root] != "succeeded"
@@ -287,6 +318,8 @@ class Cluster(RuleBasedStateMachine):
                 self.dying.add(effect.worker)
             case WatchTimes():
                 self.watching = True
+            case MeasureWorkers():
+                self.measuring = True
             case CallLater():
                 self.later.append(effect.event)
             case BatchFinished():
@@ -318,6 +351,8 @@ class Cluster(RuleBasedStateMachine):
                 self.check_may_run(effect.worker, call[1:3])
             case AddWorker():
                 self.joining.append(effect.concurrent)
+            case RetireWorker() if effect.worker in self.concurrent:
+                assert not self.concurrent.pop(effect.worker).held
             case RetireWorker():
                 worker = self.workers.pop(effect.worker)
                 assert not worker.queue
@@ -465,6 +500,20 @@ class Cluster(RuleBasedStateMachine):
         self.watching = False
         self.tell(TimesChecked({number: (at, seconds) for number, at in self.positions().items()}, {}, seconds))
 
+    @precondition(lambda self: self.measuring)
+    @rule(data=st.data(), short=st.booleans(), passed=st.sampled_from([0.01, 1.0, 10.0]))
+    def measure(self, data: st.DataObject, short: bool, passed: float) -> None:
+        sizes = st.sampled_from([10 * MIB, 20 * MIB, 90 * MIB, 120 * MIB])
+        used = {number: data.draw(sizes) for number in self.positions()}
+        aged = [number for number in used if data.draw(st.integers(0, 9)) == 0]
+        self.measured(used, aged, -1 if short else 1 << 40, passed)
+
+    def measured(self, used: dict[int, int], aged: list[int], spare_bytes: int, passed: float) -> None:
+        self.measuring = False
+        self.now += passed
+        running = {number: (at, float(number)) for number, at in self.positions().items()}
+        self.tell(WorkersMeasured(used, running, frozenset(aged), spare_bytes, self.now))
+
     @precondition(lambda self: self.dying)
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
@@ -497,6 +546,7 @@ class Cluster(RuleBasedStateMachine):
             return
         worker.queue.popleft()
         worker.position = call.position
+        worker.begin()
         self.check_may_run(number, call[1:3])
         self.runs[call[1:3]] = self.runs.get(call[1:3], 0) + 1
         rest = [one for one in worker.queue if one.end == call.end]
@@ -551,6 +601,7 @@ class Cluster(RuleBasedStateMachine):
         for at in sorted(worker.held):
             if at > worker.position:
                 worker.position = at
+                assert at <= (self.limits.max_calls or at), "a worker began more calls than it may"
                 self.check_may_run(number, worker.held[at])
                 self.runs[worker.held[at]] = self.runs.get(worker.held[at], 0) + 1
 
@@ -747,6 +798,13 @@ class Cluster(RuleBasedStateMachine):
         queued = {self.key((ready.batch, index)) for ready in self.queued() for index in range(ready.first, ready.stop)}
         assert keys.blocked.keys() <= holders.keys() | queued | keys.resuming.keys(), "nothing would wake them"
 
+    @invariant()
+    def workers_that_may_run_nothing_are_looked_at_again(self) -> None:
+        held = [one for one in self.orchestrator.workers.values() if one.outstanding or one.paused]
+        held += [one for one in self.orchestrator.concurrent.values() if one.held]  # type: ignore[misc]
+        kept = [one for one in self.orchestrator._all_workers().values() if one.wear.is_full or one.wear.is_old]
+        assert self.measuring or not (held or kept)
+
     def teardown(self) -> None:
         """Let everything run to its end: no call may be left, and nobody may wait for ever."""
         for number in list(self.workers):
@@ -797,6 +855,8 @@ class Cluster(RuleBasedStateMachine):
             if self.looking:
                 self.looking = False
                 self.tell(Looked({number: worker.position for number, worker in self.workers.items()}))
+            if self.measuring:
+                self.measured(dict.fromkeys(self.positions(), 10 * MIB), [], 1 << 40, 0.1)
         assert len(self.outcomes) == sum(self.sizes.values()), "calls were left"
         if not self.reruns:
             assert all(self.runs.get(call, 0) <= 1 + self.retries.get(call, 0) for call in self.outcomes)

@@ -21,7 +21,7 @@ from pynenc.supervisor.events import (
 )
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases
 from pynenc.supervisor.orchestrator.losses import Losses
-from pynenc.supervisor.orchestrator.outcomes import transition
+from pynenc.supervisor.orchestrator.outcomes import MAX_WORKERS, transition
 
 
 class Concurrent(Losses):
@@ -84,14 +84,15 @@ class Concurrent(Losses):
         reserved = -1
         if self.isolated.ready:
             for number, worker in self.concurrent.items():
-                if worker.only_waits and self.isolated.ready:
+                if worker.only_waits and self.isolated.ready and self._left(worker) > 0:
                     alone = worker.next_position
                     leased = self._lease_concurrent(number, worker, self.isolated.take(1))
                     worker.alone = alone if leased and alone in worker.held else worker.alone
                     effects += leased
-            if self.isolated.ready and self.concurrent:
+            lasting = [number for number, worker in self.concurrent.items() if self._left(worker) > 0]
+            if self.isolated.ready and lasting:
                 # It is emptied for them.
-                reserved = min(self.concurrent, key=lambda number: sum(self.concurrent[number].running.values()))
+                reserved = min(lasting, key=lambda number: sum(self.concurrent[number].running.values()))
         for task, broker in self.brokers.items():
             while broker.ready:
                 number, room = self._concurrent_worker_with_room(task, reserved)
@@ -128,12 +129,12 @@ class Concurrent(Losses):
     def _concurrent_worker_with_room(self, task: int, reserved: int) -> tuple[int, int]:
         """The worker that runs the fewest calls of a task, and how many more it may begin now."""
         running = sum(worker.running.get(task, 0) for worker in self.concurrent.values())
-        workers = len(self.concurrent) + self._joining_concurrent
+        workers = self._lasting_concurrent_workers()
         fair = -(-(running + self.brokers[task].ready) // max(1, workers))
         most = min(self.tasks[task].options.concurrency, fair)
         number, room = -1, 0
         for candidate, worker in self.concurrent.items():
-            here = most - worker.running.get(task, 0)
+            here = min(most - worker.running.get(task, 0), self._left(worker))
             if here > room and candidate != reserved and worker.takes_more:
                 number, room = candidate, here
         return number, room
@@ -144,7 +145,11 @@ class Concurrent(Losses):
         if not ready:
             return []
         running = sum(sum(worker.running.values()) for worker in self.concurrent.values())
-        total = len(self.concurrent) + self._joining_concurrent
-        more = max(0, min(self._size, ready + running) - total)
+        wanted = min(self._size, ready + running) - self._lasting_concurrent_workers()
+        more = max(0, min(wanted, MAX_WORKERS - len(self.concurrent) - self._joining_concurrent))
         self._joining_concurrent += more
         return [AddWorker(concurrent=True)] * more
+
+    def _lasting_concurrent_workers(self) -> int:
+        """How many of these workers there are or will be that may be given calls; the others end when they are empty."""
+        return sum(self._left(worker) > 0 for worker in self.concurrent.values()) + self._joining_concurrent

@@ -35,10 +35,33 @@ class Leased(NamedTuple):
         return self._replace(position=position, calls=self.calls._replace(first=first))
 
 
+class Wear:
+    """What a worker has been through, which says whether it is to be replaced by a fresh one.
+
+    Attributes:
+        calls: How many calls it was given that were not taken back.
+        used: Bytes that it took for itself when that was read last.
+        read_at: When that was; monotonic seconds.
+        position: Where it was then.
+        is_full: Whether that is so much that it is to be replaced unless it gives some back.
+        is_old: Whether it is older than workers may be.
+    """
+
+    __slots__ = ("calls", "is_full", "is_old", "position", "read_at", "used")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.used = 0
+        self.read_at = 0.0
+        self.position = 0
+        self.is_full = self.is_old = False
+
+
 class WorkerLeases:
     """The leases of one worker.
 
     Attributes:
+        wear: What it has been through.
         next_position: The position that the next call will have.
         load_s: Seconds of work that the leases were expected to be.
         reached: The position behind the last call that has its outcome.
@@ -75,6 +98,7 @@ class WorkerLeases:
         "settled",
         "threads",
         "wanted",
+        "wear",
     )
 
     def __init__(self) -> None:
@@ -95,6 +119,7 @@ class WorkerLeases:
         self.wanted: int | None = None
         self.doomed: tuple[int, Ended] | None = None
         self.is_dying = False
+        self.wear = Wear()
 
     def add(self, calls: Range, call_s: float) -> int:
         """Put calls into the worker's hands; the position of the first of them."""
@@ -102,6 +127,7 @@ class WorkerLeases:
         count = calls.stop - calls.first
         self.outstanding.append(Leased(position, calls, call_s))
         self.next_position += count
+        self.wear.calls += count
         self.load_s += count * call_s
         return position
 
@@ -129,7 +155,9 @@ class WorkerLeases:
             if last.position < position:
                 self.outstanding.append(last.before(position))
                 last = last.since(position)
-            self._unload(last.calls.stop - last.calls.first, last.call_s)
+            count = last.calls.stop - last.calls.first
+            self.wear.calls -= count
+            self._unload(count, last.call_s)
             taken.append(last)
         return taken
 
@@ -251,10 +279,12 @@ class ConcurrentLeases:
         running: How many of them do not wait for others, by task.
         waiting: The positions of those that do, and the batches that they wait for.
         doomed: The position of the call because of which the worker is to be ended, and why.
+        is_dying: Whether it is being ended because of all that it holds.
         alone: The position of the call that is to have no company; 0 when none is.
+        wear: What it has been through.
     """
 
-    __slots__ = ("_positions", "alone", "doomed", "held", "next_position", "running", "waiting")
+    __slots__ = ("_positions", "alone", "doomed", "held", "is_dying", "next_position", "running", "waiting", "wear")
 
     cut = None
     """It is given nothing that it might have to leave out."""
@@ -264,7 +294,9 @@ class ConcurrentLeases:
         self.running: dict[int, int] = {}
         self.waiting: dict[int, tuple[int, ...]] = {}
         self.doomed: tuple[int, Ended] | None = None
+        self.is_dying = False
         self.alone = 0
+        self.wear = Wear()
         self.next_position = 1
         self._positions: dict[tuple[int, int], int] = {}
 
@@ -275,6 +307,7 @@ class ConcurrentLeases:
             self.held[self.next_position] = Leased(self.next_position, calls.part(index, index + 1), 0.0)
             self._positions[calls.batch, index] = self.next_position
             self.next_position += 1
+        self.wear.calls += calls.stop - calls.first
         self._count(calls.task, calls.stop - calls.first)
         return position
 
@@ -313,12 +346,12 @@ class ConcurrentLeases:
     @property
     def takes_more(self) -> bool:
         """Whether it may be given calls beside those that it has. A call that waits has company: what it waits for."""
-        return self.doomed is None and (not self.alone or self.alone in self.waiting)
+        return self.doomed is None and not self.is_dying and (not self.alone or self.alone in self.waiting)
 
     @property
     def only_waits(self) -> bool:
         """Whether none of its calls runs."""
-        return self.doomed is None and len(self.held) == len(self.waiting)
+        return self.doomed is None and not self.is_dying and len(self.held) == len(self.waiting)
 
     def _count(self, task: int, change: int) -> None:
         self.running[task] = self.running.get(task, 0) + change

@@ -15,6 +15,7 @@ from pynenc.supervisor.events import (
     LeaseCalls,
     LookAgain,
     Looked,
+    MeasureWorkers,
     StopsChecked,
     UncutWorker,
     WatchStops,
@@ -22,7 +23,7 @@ from pynenc.supervisor.events import (
 )
 from pynenc.supervisor.orchestrator.arrivals import Arrivals
 from pynenc.supervisor.orchestrator.concurrency import first_stretch, stretches
-from pynenc.supervisor.orchestrator.leases import WorkerLeases
+from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, WorkerLeases
 from pynenc.supervisor.orchestrator.state import TaskRules
 
 LOOK_AGAIN_S = 0.002
@@ -36,6 +37,9 @@ SHORT_S = 0.002
 
 AWAITED = 1 << 20
 """Above every priority that a task can have."""
+
+FIRST_LOOK_S = 0.02
+"""How long after it was idle a cluster's memory is looked at first: by then it is known whether it grows."""
 
 TIMES_S = 0.05
 """How often the running times of calls with a time limit are looked at, at the least."""
@@ -55,7 +59,7 @@ class Leasing(Arrivals):
             if worker is None:
                 return effects
             task = self.tasks[broker.peek().task]
-            calls = broker.take(self._lease_size(task, worker.load_s))
+            calls = broker.take(min(self._lease_size(task, worker.load_s), self._left(worker)))
             if self.batches[calls.batch].extras.running:
                 effects += self._lease_keyed(number, calls)
             else:
@@ -144,8 +148,15 @@ class Leasing(Arrivals):
         return self._leased(number, position, calls)
 
     def _leased(self, number: int, position: int, calls: Range) -> list[Effect]:
-        lease = LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
-        return [lease, *self._watch_times()] if self.tasks[calls.task].options.timeout_s else [lease]
+        effects: list[Effect] = [
+            LeaseCalls(number, position, calls.batch, calls.task, calls.first, calls.stop, calls.attempt)
+        ]
+        if self.tasks[calls.task].options.timeout_s:
+            effects += self._watch_times()
+        if not self._measuring:
+            self._measuring = True
+            effects.append(MeasureWorkers(min(self.limits.check_s, FIRST_LOOK_S)))
+        return effects
 
     def _lease_keyed(self, number: int, calls: Range, in_turn: bool = True) -> list[Effect]:
         """Lease the calls that come first for the key of these calls, if it is free; else these wait for it, or end.
@@ -191,7 +202,7 @@ class Leasing(Arrivals):
                 break
             call_s = self.tasks[calls.task].call_s
             room = int((self.lease_s - worker.load_s) / call_s) if call_s else 0
-            stop = calls.first + max(room, 0 if effects else 1)
+            stop = calls.first + min(max(room, 0 if effects else 1), self._left(worker))
             if stop < calls.stop:
                 left = calls.part(max(stop, calls.first), calls.stop)
                 self.keys.block(key, self._order(left), left)
@@ -317,13 +328,22 @@ class Leasing(Arrivals):
         return number, found
 
     def _has_room(self, worker: WorkerLeases) -> bool:
-        if worker.cut is not None or worker.paused or worker.threads or worker.is_dying:
+        if worker.cut is not None or worker.paused or worker.threads or worker.is_dying or self._left(worker) <= 0:
+            return False
+        if self._seats.count and worker.is_idle and not self._seats.has_free(self.workers.values()):
             return False
         return worker.load_s < self.lease_s or not worker.several
 
+    def _left(self, worker: WorkerLeases | ConcurrentLeases) -> int:
+        """How many more calls a worker may be given before it is replaced by a fresh one."""
+        wear = worker.wear
+        if wear.is_full or wear.is_old:
+            return 0
+        return self.limits.max_calls - wear.calls if self.limits.max_calls else MAX_BATCH_CALLS
+
     def _someone_idles_beside_a_queue(self) -> bool:
         workers = self.workers.values()
-        return any(worker.is_idle for worker in workers) and any(
+        return any(worker.is_idle and self._has_room(worker) for worker in workers) and any(
             worker.several and self._movable(worker, worker.outstanding[0].position)
             for worker in workers
             if not worker.paused

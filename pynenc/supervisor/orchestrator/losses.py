@@ -58,7 +58,9 @@ class Losses(Leasing):
         """End the call because of which its worker was ended, or try it again."""
         calls = leased.since(loss.position).before(loss.position + 1).calls
         task = self.tasks[calls.task]
-        if why is Ended.TIMED_OUT and task.options.retry_on_timeout and calls.attempt < task.options.max_retries:
+        options = task.options
+        may_retry = {Ended.TIMED_OUT: options.retry_on_timeout, Ended.MEMORY: options.retry_on_memory}
+        if may_retry.get(why, False) and calls.attempt < options.max_retries:
             attempt = EndCalls(
                 calls.batch, calls.task, calls.first, calls.stop, calls.attempt, why, loss.worker, True, began
             )
@@ -87,10 +89,12 @@ class Losses(Leasing):
             else:
                 # If its worker was ended because of another call, it did nothing wrong.
                 blamed = at if worker.doomed is None else at._replace(position=0)
-                effects += self._lost_call(blamed, leased, leased.position, in_company)
+                effects += self._lost_call(blamed, leased, leased.position, in_company, worker.is_dying)
         return effects
 
-    def _lost_call(self, loss: WorkerLost, leased: Leased, position: int, in_company: bool = False) -> list[Effect]:
+    def _lost_call(
+        self, loss: WorkerLost, leased: Leased, position: int, in_company: bool = False, over_memory: bool = False
+    ) -> list[Effect]:
         """Run a call again that had begun when its worker died, or fail it."""
         calls = leased.since(position).before(position + 1).calls
         batch, index = self.batches[calls.batch], calls.first
@@ -104,6 +108,8 @@ class Losses(Leasing):
             if too_often:
                 batch.isolated.add(index)
             return [transition(calls, InvocationStatus.REROUTED, loss.worker, ran), *self._put_back(calls)]
+        if over_memory:
+            return self._end(calls, Ended.MEMORY, loss.worker)
         return [
             FailLost(
                 loss.worker,

@@ -9,6 +9,7 @@ from pynenc.protocol.messages import NOT_RETRIABLE, invocation_number, split_num
 from pynenc.status import InvocationStatus
 from pynenc.supervisor.broker import Broker, Range
 from pynenc.supervisor.events import (
+    NO_LIMITS,
     AddWorker,
     BatchFinished,
     CallFailed,
@@ -25,10 +26,12 @@ from pynenc.supervisor.events import (
     RetireWorker,
     RetryDue,
     UncutWorker,
+    WorkerLimits,
 )
 from pynenc.supervisor.orchestrator.concurrency import KeyHolders, Order, stretches
 from pynenc.supervisor.orchestrator.dependencies import Dependencies
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased, WorkerLeases
+from pynenc.supervisor.orchestrator.seats import Seats
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 MAX_WORKERS = 512
@@ -43,8 +46,9 @@ def transition(calls: Range, status: InvocationStatus, worker: int, ran: bool = 
 class Outcomes:
     """The state, and the rules about the outcomes of calls; the first layer of `Orchestrator`."""
 
-    def __init__(self, lease_s: float, size: int = 1, spares: int = 0) -> None:
+    def __init__(self, lease_s: float, size: int = 1, spares: int = 0, limits: WorkerLimits = NO_LIMITS) -> None:
         self.lease_s = lease_s
+        self.limits = limits
         self._size = size
         self._spares = spares
         self._joining = 0
@@ -64,6 +68,10 @@ class Outcomes:
         self._watching_stops = False
         self._crossed = False
         self._watching_times = False
+        self._measuring = False
+        self._leaving: set[int] = set()
+        self._seats = Seats()
+        self._spare = (0, 0.0)
 
     @property
     def ready(self) -> int:

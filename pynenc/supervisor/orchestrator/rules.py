@@ -1,7 +1,7 @@
 """The rules: each event changes the orchestrator's state and gives effects.
 
-They stand in layers, each of which uses those below: `rules` (what interrupts calls), `concurrent`, `losses`, `leasing`,
-`arrivals`, `outcomes`.
+They stand in layers, each of which uses those below: `rules` (what interrupts calls), `recycling`, `concurrent`, `losses`,
+`leasing`, `arrivals`, `outcomes`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ from pynenc.supervisor.events import (
     WorkerLost,
     WorkerPaused,
     WorkerResumed,
+    WorkersMeasured,
 )
 from pynenc.supervisor.orchestrator.concurrency import stretches
-from pynenc.supervisor.orchestrator.concurrent import Concurrent
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, WorkerLeases
 from pynenc.supervisor.orchestrator.outcomes import transition
+from pynenc.supervisor.orchestrator.recycling import Recycling
 from pynenc.supervisor.orchestrator.state import TaskRules, UnfinishedBatch
 
 SLOT_S = 0.012
 """How much earlier than its call a slot's time may be."""
 
 
-class Orchestrator(Concurrent):
+class Orchestrator(Recycling):
     """Decides what runs where, and that each call gets exactly one outcome.
 
     Args:
@@ -52,6 +53,7 @@ class Orchestrator(Concurrent):
         spares: How many more there may be while some of them only wait.
         lease_s: Seconds of work that a worker may have in hand. Enough that it never waits for the next call,
             and so little that it can be given back.
+        limits: When workers are replaced or ended.
     """
 
     def handle(self, event: Event) -> list[Effect]:
@@ -96,6 +98,8 @@ class Orchestrator(Concurrent):
                 return self.calls_withdrawn(event)
             case TimesChecked():
                 return self.times_checked(event)
+            case WorkersMeasured():
+                return self.workers_measured(event)
             case _:
                 assert_never(event)
 

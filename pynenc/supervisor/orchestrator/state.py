@@ -52,6 +52,7 @@ class UnfinishedBatch:
     Attributes:
         priority: With which they are queued; it rises when others wait for them.
         losses: How often workers died while they ran a call, by index.
+        evictions: How often a call was ended to give the machine memory, by index.
         retries: How many attempts after the first a call has had, by index.
         waiting: The calls that wait for the time of their next attempt.
         withdrawn: Why calls are to end that were in workers' hands when they were withdrawn.
@@ -68,6 +69,7 @@ class UnfinishedBatch:
         "arrival",
         "count",
         "depends_on",
+        "evictions",
         "extras",
         "failed",
         "isolated",
@@ -96,6 +98,7 @@ class UnfinishedBatch:
         self.isolated: set[int] = set()
         self.priority = priority
         self.losses: dict[int, int] = {}
+        self.evictions: dict[int, int] = {}
         self.retries: dict[int, int] = {}
         self.waiting: set[int] = set()
         self.withdrawn: dict[int, Ended] = {}
