@@ -24,8 +24,8 @@ from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import MAX_SLOTS, POSITION, STARTED, Slot
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
-from pynenc.system.stopped import is_stopped
 from pynenc.system.memory import ProcessMemory
+from pynenc.system.stopped import is_stopped
 
 MAX_EARLY_DEATHS = 8
 """So many workers in a row that die before any of them has run anything mean that none will."""
