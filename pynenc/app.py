@@ -249,6 +249,7 @@ class Pynenc:
             "worker_environment": thread_caps(workers, runner.worker_blas_threads, cpus),
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,
+            "on_client_loss": runner.on_client_loss.name,
             "durability": ConfigStateBackend(*sources).durability.name,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,
