@@ -19,10 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"pynenc: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        from pynenc.client.session import interrupt_all
+        from pynenc.client import process
 
-        interrupt_all()
-        print("pynenc: interrupted", file=sys.stderr)
+        process.say("interrupted", process.interrupt_all())
         code = 130
     sys.exit(code)
 

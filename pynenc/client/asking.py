@@ -82,9 +82,13 @@ class Asking(Session):
     def _wait_through(self, connection: Connection, done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait, also while one supervisor dies and another takes its work up."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait_interrupted = False
         while True:
             try:
                 return connection.wait_until(done, timeout)
+            except KeyboardInterrupt:
+                self._wait_interrupted = True
+                raise
             except SupervisorLostError:
                 self._take_up(connection)
                 if done():
@@ -120,6 +124,8 @@ class Asking(Session):
         except RunnerError as error:
             for submission in waiting:
                 submission.runner = LostRunner(self, error)
+                if self._is_interrupted:
+                    submission.callbacks = None  # There is nothing to tell them.
                 with self._callbacks_lock:
                     self._ready += submission.take_callbacks(everything=True)
             self._run_ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.client import launch
+from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
 from pynenc.client.callbacks import CallbackThread, call_back
 from pynenc.client.connection import Connection, query_frame
@@ -52,7 +53,11 @@ MAX_RECOVERIES = 5
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
 
-_runners: weakref.WeakSet[Session] = weakref.WeakSet()
+INTERRUPT_S = 0.8
+"""How long a client that is interrupted waits for its calls to be stopped."""
+
+FLUSH_S = 0.2
+"""How long it then tries to have calls accepted that have not left yet."""
 
 
 class Session:
@@ -67,8 +72,11 @@ class Session:
         self._callbacks_lock = threading.Lock()
         self._connection: Connection | None = None
         self._is_workers_own = False
+        self._is_connecting = False
+        self._is_interrupted = False
+        self._wait_interrupted = False
         self._reset()
-        _runners.add(self)
+        process.register(self)
 
     def _reset(self) -> None:
         self._batch_numbers: Iterator[int] = iter(())
@@ -113,17 +121,56 @@ class Session:
                     self._callbacks.end()
                 self._reset()
 
-    def interrupt(self) -> None:
-        """Have a supervisor that only this client uses end now; what has not run is kept in the state backend."""
-        with self._lock:
-            if self._connection is None:
-                return
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it has calls without outcome, or was interrupted while it connected."""
+        return self._is_connecting or (self._connection is not None and self._has_unfinished())
+
+    @property
+    def was_left(self) -> bool:
+        """Whether Ctrl-C ended a wait, and nothing was called or waited for since."""
+        return self._wait_interrupted and self.is_in_use
+
+    def interrupt(self, in_handler: bool) -> int:
+        """Have the calls of this client stopped, for good; whoever waits for them in other threads is told.
+
+        It is told over a connection of its own: this thread, or another one, may be in the middle of a message.
+
+        Args:
+            in_handler: Whether this thread may be in the middle of anything, so that nothing may be waited for.
+
+        Returns:
+            How many calls are kept in the state backend.
+        """
+        self._is_interrupted = True
+        connection = self._connection
+        if connection is None or connection.is_closed:
+            return 0
+        if not in_handler:
+            connection.limit_sends(FLUSH_S)
+            with contextlib.suppress(RunnerError):
+                self._batcher.flush_within(FLUSH_S)
+        connection.give_up("the script was interrupted; its calls are kept: pynenc resume runs them")
+        answers: list[dict[str, Any]] = []
+
+        def take_answer(kind: int, body: bytes) -> None:
+            if kind == Kind.REPORT:
+                answers.append(json_from(body))
+
+        try:
+            connected = launch.connect(connection.address)
+            if connected is None:
+                return 0
+            connected.settimeout(INTERRUPT_S)
+            other = Connection(connected, connection.address, take_answer, is_worker=False)
             try:
-                self._connection.send(frame(Kind.GOODBYE, b"interrupted"))
-            except RunnerError:
-                pass
-            self._connection.close()
-            self._connection = None
+                other.send(query_frame("interrupt", token=0, client=connection.client))
+                other.wait_until(lambda: bool(answers), INTERRUPT_S)
+                return int(answers[0]["kept"]) if answers else 0
+            finally:
+                other.close()
+        finally:
+            connection.shut_down()
 
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call."""
@@ -132,6 +179,7 @@ class Session:
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
+        self._is_connecting = False
         self._reset()
 
     def start_staying(self, log: str | None) -> int:
@@ -152,6 +200,8 @@ class Session:
             found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
             if found is None:
                 return False
+            if context.worker_of is None:
+                process.watch()
             try:
                 self._greet(*found)
             except SupervisorLostError:
@@ -162,6 +212,8 @@ class Session:
         with self._lock:
             if self._is_connected():
                 return
+            if self._is_interrupted:
+                raise self._why_interrupted()
             app = self._the_app()
             inside = context.worker_of
             self._is_workers_own = inside is not None and inside.app_id == app.app_id
@@ -172,17 +224,40 @@ class Session:
                     raise SupervisorLostError("the supervisor of this worker is gone")
                 self._greet(connected, address)
                 return
+            if inside is None:
+                process.watch()
             launch.prepare_state_dir(app.conf.state_path)
             paths = launch.paths_of(app.conf.state_path, app.app_id)
-            for attempt in range(GREETINGS):
-                try:
-                    self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
-                    break
-                except SupervisorLostError:
-                    # One that is just being killed still takes connections for a moment.
-                    if attempt == GREETINGS - 1:
-                        raise
-            _close_at_exit()
+            self._is_connecting = True
+            try:
+                self._find_or_start(paths)
+            except Exception:
+                self._is_connecting = False
+                raise
+            self._is_connecting = False
+            if self._is_interrupted:  # By another thread, which could not wait for this one.
+                self._leave()
+                raise self._why_interrupted()
+
+    def _find_or_start(self, paths: launch.Paths) -> None:
+        for attempt in range(GREETINGS):
+            try:
+                self._greet(*launch.find_or_start(paths, self._the_app().supervisor_settings()))
+                return
+            except SupervisorLostError:
+                # One that is just being killed still takes connections for a moment.
+                if attempt == GREETINGS - 1:
+                    raise
+
+    def _leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(RunnerError):
+                connection.send(frame(Kind.GOODBYE))
+            connection.close()
+
+    def _why_interrupted(self) -> RunnerError:
+        return RunnerError("the script was interrupted, and makes no more calls")
 
     def _is_connected(self) -> bool:
         """Whether there is a connection, after a lost one was replaced if it left something unfinished, and else forgotten."""
@@ -318,6 +393,7 @@ class Session:
         self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int, caller: Caller | None
     ) -> None:
         connection = self._live_connection()
+        self._wait_interrupted = False
         key = self._task_keys.get(task)
         is_new = key is None
         if key is None:
@@ -462,36 +538,3 @@ class Session:
                 if not self._has_unfinished():
                     return  # Then it was committed.
                 self._take_up(connection)
-
-
-def _close_at_exit() -> None:
-    global _registered
-    if not _registered:
-        import atexit
-
-        _registered = True
-        atexit.register(_close_all)
-
-
-_registered = False
-
-
-def interrupt_all() -> None:
-    """Have supervisors end now that nobody else uses; what has not run is kept in their state backends."""
-    for runner in list(_runners):
-        runner.interrupt()
-
-
-def _close_all() -> None:
-    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
-        interrupt_all()
-    for runner in list(_runners):
-        runner.close()
-
-
-def _after_fork_in_child() -> None:
-    for runner in list(_runners):
-        runner.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

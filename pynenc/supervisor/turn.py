@@ -92,6 +92,8 @@ from pynenc.supervisor.task import Task
 COMMITTED_EVERY = 16
 """After so many batches a client is told that they are committed, so that it need not keep them."""
 
+KEEP_LOST_CLIENTS = 16
+
 LAST_EFFECTS = (KeepOutcome, KeepAttempt, KeepTransition, EndCalls, FailLost, BatchFinished)
 """What is still done when the workers have been ended."""
 
@@ -152,6 +154,7 @@ class Turn:
         self.interrupted = False
         self.stopped = False
         self._on_client_loss = on_client_loss
+        self._lost: dict[int, Client] = {}
         self._interrupter: tuple[Peer, int] | None = None
         self._is_last = False
         self._is_recovering = False
@@ -303,9 +306,10 @@ class Turn:
 
     def _interrupt(self, asking: Client, number: int, token: int) -> None:
         """Stop and keep the calls of a client, which tells this over another connection of its own."""
-        client = self.clients.get(number)
+        client = self.clients.get(number) or self._lost.get(number)
         if client is not None:
-            self.loop.receive(client.peer)  # What it had sent before comes first.
+            if client.peer.open:
+                self.loop.receive(client.peer)  # What it had sent before comes first.
             client.has_left = True
             if self._stops_all(client, asking):
                 self._interrupter = (asking.peer, token)
@@ -492,7 +496,10 @@ class Turn:
                 self._direct_output(worker, client.number)
 
     def _client_lost(self, client: Client) -> None:
-        """A client was killed, perhaps."""
+        """A client was killed, or interrupted in the middle of a message, of which it will tell."""
+        self._lost[client.number] = client
+        if len(self._lost) > KEEP_LOST_CLIENTS:
+            del self._lost[next(iter(self._lost))]
         if self._on_client_loss == "STAY":
             self._pool.persistent = True
         elif self._on_client_loss == "STOP":
