@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pynenc.broker import Broker
+    from pynenc.client.resuming import Resumed
     from pynenc.client.runner import ClusterRunner
     from pynenc.conf.config_pynenc import ConfigPynenc
     from pynenc.direct import DirectTask, Split
@@ -229,6 +230,18 @@ class Pynenc:
         cluster.ask("stop", now=now)
         cluster.close()
         return True
+
+    def resume(self) -> Resumed:
+        """Have the calls run that earlier runs have left: stopped by Ctrl-C, SIGTERM or `runner stop --now`, or killed.
+
+        They keep their numbers, and each is run by one supervisor only, however many programs ask for it.
+
+        Returns:
+            How many they are (`calls`); `wait(timeout)` waits for them, and `counts` tells how they ended.
+        """
+        from pynenc.client.resuming import Resumed
+
+        return Resumed(self._cluster)
 
     def supervisor_settings(self) -> dict[str, Any]:
         """What a supervisor that this app starts needs to know."""

@@ -256,6 +256,29 @@ class Asking(Session):
         parts = [Part(self.submission_of(batch), first, stop) for batch, first, stop in ranges]
         return DistributedInvocationGroup(task, self, parts)
 
+    def ask_to_resume(self) -> tuple[int, dict[str, Any]]:
+        """Have taken up what nobody runs; under which number its end is told, and which batches that are."""
+        ended = next(self._tokens)
+        self._resuming.add(ended)
+        return ended, self.ask("resume", ended=ended)
+
+    def wait_resumed(self, ended: int, timeout: float | None) -> bool:
+        """Wait for the end of what was resumed; whether it has come.
+
+        Raises:
+            SupervisorLostError: The supervisor is gone, and will not tell it.
+        """
+        reached = self._live_connection().wait_until(lambda: ended in self._answers, timeout)
+        if reached:
+            self._resuming.discard(ended)
+        return reached
+
+    @property
+    def is_supervisor_killed(self) -> bool:
+        """Whether the supervisor is gone and was not ended on purpose."""
+        connection = self._connection
+        return connection is not None and connection.lost is not None and not connection.is_closed
+
     def stored(self) -> StateBackend:
         """What is stored about the app's calls."""
         return self._the_app().state_backend
@@ -271,7 +294,7 @@ class Asking(Session):
                     self,
                     RunnerError(
                         f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all "
-                        "of its calls had run, and they were not sent again"
+                        "of its calls had run; pynenc resume runs them"
                     ),
                 )
 

@@ -87,6 +87,7 @@ class Session:
         self._handed_over: set[int] = set()
         self._numbers: list[int] = []
         self._offered: set[int] = set()
+        self._resuming: set[int] = set()
         self._recoveries = 0
         self._tokens = itertools.count(1)
         self._answers: dict[int, Any] = {}
@@ -124,7 +125,8 @@ class Session:
     @property
     def is_in_use(self) -> bool:
         """Whether it has calls without outcome, or was interrupted while it connected."""
-        return self._is_connecting or (self._connection is not None and self._has_unfinished())
+        is_waiting = bool(self._resuming) or self._has_unfinished()
+        return self._is_connecting or (self._connection is not None and is_waiting)
 
     @property
     def was_left(self) -> bool:

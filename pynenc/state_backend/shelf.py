@@ -8,11 +8,12 @@ cannot. So the next one knows what to take up without reading anything that was 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pynenc.exceptions import StateBackendError
 from pynenc.protocol.messages import BATCH_NUMBER_BITS, first_batch_of, split_number
 from pynenc.state_backend import queries
+from pynenc.state_backend.reader import TaskCounts, counts_of
 
 STRETCH = 2000
 """So many batches are looked at in one go."""
@@ -78,6 +79,10 @@ class Shelf:
         if last is None:
             return [], None
         return self._connection.execute(queries.UNFINISHED, (batch, last)).fetchall(), last
+
+    def counts_of(self, ranges: Sequence[tuple[int, int]]) -> list[TaskCounts]:
+        """How many calls of each task there are in the batches `[first, stop)` of each range, and how many ended how."""
+        return counts_of(self._connection, ranges)
 
     def has_ended(self, invocation: int) -> bool:
         """Whether an invocation has its outcome."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, Failure, Results, split_number
+from pynenc.state_backend.reader import TaskCounts
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import BatchArrived, BatchRecovered, Event, TaskDeclared, TaskOptions
@@ -49,7 +50,7 @@ class Resumption:
     """
 
     def __init__(
-        self, client: int, begun: Callable[[list[tuple[int, int]], int], None], ended: Callable[[], None]
+        self, client: int, begun: Callable[[list[tuple[int, int]], list[TaskCounts]], None], ended: Callable[[], None]
     ) -> None:
         self.client = client
         self.begun = begun
@@ -126,6 +127,11 @@ class Recovery:
         elif self._asked:
             self._tell_what_is_resumed()
 
+    def drop(self) -> None:
+        """Forget what was found and not taken up yet: it is purged."""
+        self._is_searching = False
+        self._found.clear()
+
     @property
     def has_work(self) -> bool:
         """Whether `step` has something to do."""
@@ -201,7 +207,8 @@ class Recovery:
         for one in asked:
             one.batches = set(self.taken)
             one.left = sum(self._orchestrator.batches[batch].unfinished for batch in one.batches)
-            one.begun(_ranges(sorted(one.batches)), one.left)
+            ranges = _ranges(sorted(one.batches))
+            one.begun(ranges, self._shelf.counts_of(ranges))
             if one.batches:
                 self.resumptions.append(one)
             else:

@@ -80,6 +80,7 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
 )
+from pynenc.supervisor.groups import Groups
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
@@ -161,6 +162,7 @@ class Turn:
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
+        self._groups = Groups()
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
         self._failures: dict[int, Failure] = {}
@@ -183,7 +185,10 @@ class Turn:
 
     def run(self) -> None:
         """Apply the rules to what has come, commit, and put what is to be sent into the peers' hands."""
-        if not self._events and not self._after_commit:
+        if self._recovery.has_work and not self._is_recovering:
+            self._is_recovering = True
+            self.loop.call_in(0, self._recover_more)  # A piece in each turn.
+        if not (self._events or self._after_commit or self._deliveries):
             return
         events, self._events = self._events, []
         for event, outcome in events:
@@ -213,7 +218,6 @@ class Turn:
         for peer, answer in self._after_commit:
             peer.send(answer)
         self._after_commit.clear()
-        self._recover_soon()
 
     def commit(self) -> None:
         """Commit what has come; at the latest when the loop is about to sleep."""
@@ -226,14 +230,15 @@ class Turn:
 
     def drained(self) -> bool:
         """Whether no call waits for its outcome and nobody waits for an answer."""
-        return not self._orchestrator.batches and not self._events and not self._after_commit and self._recovery.is_done
+        coming = self._events or self._after_commit or self._deliveries
+        return not self._orchestrator.batches and not coming and self._recovery.is_done
 
     # Beginning and ending.
 
     def begin(self) -> None:
         """Take up what a supervisor that was killed has left."""
         self._recovery.begin()
-        self._recover_soon()
+        self.run()
 
     def settle(self) -> None:
         """All is finished: should this supervisor be killed, the next one need not look at what was until now."""
@@ -252,15 +257,9 @@ class Turn:
             kept = sum(batch.unfinished for batch in batches.values())
             peer.send(json_frame(Kind.REPORT, token=token, kept=kept))
 
-    def _recover_soon(self) -> None:
-        if self._recovery.has_work and not self._is_recovering:
-            self._is_recovering = True
-            self.loop.call_in(0, self._recover_more)
-
     def _recover_more(self) -> None:
-        self._recovery.step()
         self._is_recovering = False
-        self._recover_soon()
+        self._recovery.step()
 
     # What clients send.
 
@@ -441,8 +440,13 @@ class Turn:
         elif what == "report":
             answer = self._report.all()
         elif what == "name_group":
-            group = self._store.name_group(str(fields["task"]), str(fields["name"]), int(fields["group"]))
-            answer = {"group": group}
+            self._name_group(
+                client, str(fields["task"]), str(fields["name"]), int(fields["group"]), int(fields["token"])
+            )
+            return
+        elif what == "group_made":
+            answer = {}
+            self._groups.release(int(fields["group"]), client.number)
         elif what == "interrupt":
             self._interrupt(client, int(fields["client"]), int(fields["token"]))
             return
@@ -456,14 +460,26 @@ class Turn:
             self._pool.persistent = False
             self.stopped = bool(fields.get("now"))
         elif what == "purge":
-            if not self.drained():
+            if self._orchestrator.batches or self._events or self._after_commit:
                 answer = {"error": "calls are still running or waiting to run"}
             else:
+                self._recovery.drop()
                 self._store.purge()
                 answer = {}
         else:
             raise ProtocolError(f"a client asked for {what!r}")
         self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), **answer)))
+
+    def _name_group(self, client: Client, task: str, name: str, fresh: int, token: int) -> None:
+        """Answer with the group of a name, as soon as nobody else makes calls of it; those that it has go on."""
+        group = self._store.name_group(task, name, fresh)
+
+        def granted() -> None:
+            if group != fresh:
+                self._recovery.take_up_group(group, client.number)
+            self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=token, group=group)))
+
+        self._groups.claim(group, client.number, granted)
 
     def _resume(self, client: Client, token: int, ended: int) -> None:
         """Take up what nobody runs. The client is told what that is, and later that it has ended."""
@@ -474,11 +490,10 @@ class Turn:
         self._recovery.resume(
             Resumption(
                 client.number,
-                begun=lambda batches, calls: tell(token, batches=batches, calls=calls),
+                begun=lambda batches, counts: tell(token, batches=batches, counts=counts),
                 ended=lambda: tell(ended),
             )
         )
-        self._recover_soon()
 
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
@@ -488,6 +503,7 @@ class Turn:
             if self.clients.get(number) is client:
                 del self.clients[number]
         self._recovery.forget(client.number)
+        self._groups.forget(client.number)
         for watchers in self._watchers.values():
             watchers.discard(client.number)
         for worker in self._pool.workers.values():
