@@ -248,6 +248,7 @@ class Turn:
         """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are."""
         self._is_last = True
         self.run()
+        self.commit()
         batches = self._orchestrator.batches
         self._store.shelf.put(batches)
         if self._recovery.is_done:
@@ -323,7 +324,8 @@ class Turn:
 
     def _stop_calls_of(self, client: Client) -> int:
         """Stop and keep what is there for one client's sake alone; how many calls that are."""
-        self.run()  # So that all that it has made is known, and committed.
+        self.run()
+        self.commit()  # Now all that it has made is known, and in the database.
         batches = self._stopping.batches_of(client) - self._recovery.leaving
         if not batches:
             return 0
