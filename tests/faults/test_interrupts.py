@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from pynenc.client import launch
+from pynenc.exceptions import SupervisorLostError
 from pynenc.system.lock import FileLock
 from tests import tasks
 from tests.conftest import PROJECT, own_processes, wait_until
@@ -230,7 +231,7 @@ def test_a_supervisor_in_the_foreground_ends_with_its_command(tmp_path: Path, nu
         code, shown = terminal.wait(STOPPED_S)
     assert code == 0
     assert "Traceback" not in shown
-    with pytest.raises(Exception, match="pynenc resume runs them"):
+    with pytest.raises(SupervisorLostError, match="pynenc resume runs them"):
         invocation.result  # noqa: B018
     wait_until(all_gone, "supervisor and workers have ended", STOPPED_S)
     assert tasks.app.state_backend.count_kept() == 1
