@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pynenc.client.launch import Address
+from pynenc.client.launch import Address, connect
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
@@ -250,6 +250,30 @@ class Connection:
 def query_frame(what: str, **fields: Any) -> bytes:
     """A question to the supervisor."""
     return json_frame(Kind.QUERY, what=what, **fields)
+
+
+def stop_calls_of(connection: Connection, timeout: float) -> int:
+    """Have the supervisor stop and keep the calls of a connection; how many there are, 0 when it does not say so in time.
+
+    It is told over a connection of its own: somebody may be in the middle of a message on the other one.
+    """
+    answers: list[dict[str, Any]] = []
+
+    def take_answer(kind: int, body: bytes) -> None:
+        if kind == Kind.REPORT:
+            answers.append(json_from(body))
+
+    connected = connect(connection.address)
+    if connected is None:
+        return 0
+    connected.settimeout(timeout)
+    other = Connection(connected, connection.address, take_answer, is_worker=False)
+    try:
+        other.send(query_frame("interrupt", token=0, client=connection.client))
+        other.wait_until(lambda: bool(answers), timeout)
+        return int(answers[0]["kept"]) if answers else 0
+    finally:
+        other.close()
 
 
 def _is_open(descriptor: int) -> bool:

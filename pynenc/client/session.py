@@ -16,7 +16,7 @@ from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
 from pynenc.client.callbacks import CallbackThread, call_back
-from pynenc.client.connection import Connection, query_frame
+from pynenc.client.connection import Connection, query_frame, stop_calls_of
 from pynenc.client.lost import LostRunner
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
@@ -153,24 +153,8 @@ class Session:
             with contextlib.suppress(RunnerError):
                 self._batcher.flush_within(FLUSH_S)
         connection.give_up("the script was interrupted; its calls are kept: pynenc resume runs them")
-        answers: list[dict[str, Any]] = []
-
-        def take_answer(kind: int, body: bytes) -> None:
-            if kind == Kind.REPORT:
-                answers.append(json_from(body))
-
         try:
-            connected = launch.connect(connection.address)
-            if connected is None:
-                return 0
-            connected.settimeout(INTERRUPT_S)
-            other = Connection(connected, connection.address, take_answer, is_worker=False)
-            try:
-                other.send(query_frame("interrupt", token=0, client=connection.client))
-                other.wait_until(lambda: bool(answers), INTERRUPT_S)
-                return int(answers[0]["kept"]) if answers else 0
-            finally:
-                other.close()
+            return stop_calls_of(connection, INTERRUPT_S)
         finally:
             connection.shut_down()
 

@@ -111,7 +111,7 @@ class Supervisor:
             return self._why_hopeless
         if self._is_terminated:
             return "it was ended by SIGTERM"
-        if self.turn.interrupted:
+        if self.turn.stopping.all_interrupted:
             return "the script was interrupted"
         if self.turn.stopped:
             return "it was stopped: pynenc runner stop --now"

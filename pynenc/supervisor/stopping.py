@@ -1,15 +1,20 @@
-"""Which calls stop when one client of several is interrupted or lost: its own, unless others wait for them."""
+"""What stops when a client is interrupted or lost: everything if it is alone, else its own calls, unless others wait for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from pynenc.protocol.messages import BATCH_NUMBER_BITS, split_number
-from pynenc.state_backend.shelf import Shelf
+from pynenc.state_backend.store import Store
+from pynenc.supervisor.events import BatchesShelved, Event
+from pynenc.supervisor.loop import Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.pool import Pool
 from pynenc.supervisor.recovery import Recovery
+
+KEEP_LOST = 16
+"""So many lost clients are remembered; one that was interrupted in the middle of a message tells it after it was lost."""
 
 
 class Client(Protocol):
@@ -18,11 +23,13 @@ class Client(Protocol):
     number: int
     numbers: set[int]
     pid: int
+    peer: Peer
     is_worker: bool
+    has_left: bool
 
 
 class Stopping:
-    """Finds the batches of one client.
+    """Stops and keeps calls.
 
     Args:
         clients: By all of their numbers.
@@ -30,7 +37,13 @@ class Stopping:
         recovery: Knows who has asked for what was left by others.
         orchestrator: Knows what is unfinished.
         pool: The workers, which are clients too while their calls make calls.
-        shelf: Knows which invocation has made a batch.
+        store: Knows which invocation has made a batch.
+        happened: Takes events.
+        catch_up: Has all that has come committed.
+        on_client_loss: What becomes of the calls of a client that leaves without goodbye; `conf/config_runner.py`.
+
+    Attributes:
+        all_interrupted: Whether the only client was interrupted, so that all is to end now.
     """
 
     def __init__(
@@ -40,14 +53,71 @@ class Stopping:
         recovery: Recovery,
         orchestrator: Orchestrator,
         pool: Pool,
-        shelf: Shelf,
+        store: Store,
+        happened: Callable[[Event], None],
+        catch_up: Callable[[], None],
+        on_client_loss: str,
     ) -> None:
+        self.all_interrupted = False
         self._clients = clients
         self._watchers = watchers
         self._recovery = recovery
         self._orchestrator = orchestrator
         self._pool = pool
-        self._shelf = shelf
+        self._shelf = store.shelf
+        self._happened = happened
+        self._catch_up = catch_up
+        self._on_client_loss = on_client_loss
+        self._lost: dict[int, Client] = {}
+
+    def interrupt(self, number: int, asking: Client) -> int | None:
+        """Stop and keep the calls of a client; how many there are, None when all is to end and that is not known yet.
+
+        Args:
+            number: The client's number.
+            asking: The connection over which it tells that.
+        """
+        client = self._clients.get(number) or self._lost.get(number)
+        if client is None:
+            return 0
+        if client.peer.open:
+            asking.peer.loop.receive(client.peer)  # What it had sent before comes first.
+        client.has_left = True
+        if self._is_alone(client, asking):
+            self.all_interrupted = True
+            return None
+        return self._stop_calls_of(client)
+
+    def lost(self, client: Client, loop: Loop) -> None:
+        """A client was killed, or was interrupted in the middle of a message, of which it will tell."""
+        self._lost[client.number] = client
+        if len(self._lost) > KEEP_LOST:
+            del self._lost[next(iter(self._lost))]
+        if self._on_client_loss == "STAY":
+            self._pool.persistent = True
+        elif self._on_client_loss == "STOP" and self._is_alone(client):
+            self.all_interrupted = True
+        elif self._on_client_loss == "STOP":
+            loop.call_in(0, lambda: self._stop_lost(client))  # This may be in the middle of a turn.
+
+    def _is_alone(self, client: Client, asking: Client | None = None) -> bool:
+        others = (one for one in self._clients.values() if one is not client and one is not asking)
+        return not self._pool.persistent and all(other.is_worker for other in others)
+
+    def _stop_lost(self, client: Client) -> None:
+        self._stop_calls_of(client)
+
+    def _stop_calls_of(self, client: Client) -> int:
+        """Stop and keep what is there for one client's sake alone; how many calls that are."""
+        self._catch_up()
+        batches = self.batches_of(client) - self._recovery.leaving
+        if not batches:
+            return 0
+        self._recovery.leaving |= batches
+        self._shelf.put(batches)
+        positions = {number: worker.slot.position for number, worker in self._pool.workers.items()}
+        self._happened(BatchesShelved(tuple(sorted(batches)), positions))
+        return sum(self._orchestrator.batches[batch].unfinished for batch in batches)
 
     def batches_of(self, client: Client) -> set[int]:
         """The unfinished batches that are there for this client's sake alone. All batches are committed."""

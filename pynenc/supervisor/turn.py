@@ -40,7 +40,6 @@ from pynenc.supervisor.events import (
     AddWorker,
     AnswerOffer,
     BatchArrived,
-    BatchesShelved,
     BatchFinished,
     BatchOffered,
     BatchRecovered,
@@ -93,8 +92,6 @@ from pynenc.supervisor.task import Task
 COMMITTED_EVERY = 16
 """After so many batches a client is told that they are committed, so that it need not keep them."""
 
-KEEP_LOST_CLIENTS = 16
-
 LAST_EFFECTS = (KeepOutcome, KeepAttempt, KeepTransition, EndCalls, FailLost, BatchFinished)
 """What is still done when the workers have been ended."""
 
@@ -133,8 +130,8 @@ class Turn:
         on_client_loss: What becomes of the calls of a client that leaves without goodbye; `conf/config_runner.py`.
 
     Attributes:
-        interrupted: Whether the only client was interrupted, so that all is to end now.
-        stopped: Whether a client has asked for that.
+        stopped: Whether a client has asked that all ends now.
+        stopping: What becomes of the calls of clients that are interrupted or lost.
     """
 
     def __init__(
@@ -152,10 +149,7 @@ class Turn:
         self._orchestrator = orchestrator
         self._payloads = payloads
         self._pool = pool
-        self.interrupted = False
         self.stopped = False
-        self._on_client_loss = on_client_loss
-        self._lost: dict[int, Client] = {}
         self._interrupter: tuple[Peer, int] | None = None
         self._is_last = False
         self._is_recovering = False
@@ -177,7 +171,17 @@ class Turn:
             lambda event: self._events.append((event, None)),
             self._keep,
         )
-        self._stopping = Stopping(self.clients, self._watchers, self._recovery, orchestrator, pool, store.shelf)
+        self.stopping = Stopping(
+            self.clients,
+            self._watchers,
+            self._recovery,
+            orchestrator,
+            pool,
+            store,
+            lambda event: self._events.append((event, None)),
+            self._catch_up,
+            on_client_loss,
+        )
         self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
@@ -247,8 +251,7 @@ class Turn:
     def shelve(self) -> None:
         """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are."""
         self._is_last = True
-        self.run()
-        self.commit()
+        self._catch_up()
         batches = self._orchestrator.batches
         self._store.shelf.put(batches)
         if self._recovery.is_done:
@@ -305,34 +308,17 @@ class Turn:
                 raise ProtocolError(f"a client sent a frame of kind {kind}")
 
     def _interrupt(self, asking: Client, number: int, token: int) -> None:
-        """Stop and keep the calls of a client, which tells this over another connection of its own."""
-        client = self.clients.get(number) or self._lost.get(number)
-        if client is not None:
-            if client.peer.open:
-                self.loop.receive(client.peer)  # What it had sent before comes first.
-            client.has_left = True
-            if self._stops_all(client, asking):
-                self._interrupter = (asking.peer, token)
-                self.interrupted = True
-                return
-        kept = self._stop_calls_of(client) if client is not None else 0
-        self._after_commit.append((asking.peer, json_frame(Kind.REPORT, token=token, kept=kept)))
+        """A client, which tells this over another connection of its own, is interrupted."""
+        kept = self.stopping.interrupt(number, asking)
+        if kept is None:
+            self._interrupter = (asking.peer, token)
+        else:
+            self._after_commit.append((asking.peer, json_frame(Kind.REPORT, token=token, kept=kept)))
 
-    def _stops_all(self, client: Client, asking: Client | None = None) -> bool:
-        others = (one for one in self.clients.values() if one is not client and one is not asking)
-        return not self._pool.persistent and all(other.is_worker for other in others)
-
-    def _stop_calls_of(self, client: Client) -> int:
-        """Stop and keep what is there for one client's sake alone; how many calls that are."""
+    def _catch_up(self) -> None:
+        """Have all that has come known to the rules, and in the database."""
         self.run()
-        self.commit()  # Now all that it has made is known, and in the database.
-        batches = self._stopping.batches_of(client) - self._recovery.leaving
-        if not batches:
-            return 0
-        self._recovery.leaving |= batches
-        self._store.shelf.put(batches)
-        self._events.append((BatchesShelved(tuple(sorted(batches)), self._positions()), None))
-        return sum(self._orchestrator.batches[batch].unfinished for batch in batches)
+        self.commit()
 
     def _batch_came(self, client: Client, batch: Batch) -> None:
         task = client.tasks.get(batch.task)
@@ -500,7 +486,7 @@ class Turn:
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
         if not (client.has_left or client.is_worker):
-            self._client_lost(client)
+            self.stopping.lost(client, self.loop)
         for number in client.numbers:
             if self.clients.get(number) is client:
                 del self.clients[number]
@@ -512,22 +498,6 @@ class Turn:
             if worker.output_of == client.number:
                 # Whoever reads that output waits for its end, so nobody may hold it open.
                 self._direct_output(worker, client.number)
-
-    def _client_lost(self, client: Client) -> None:
-        """A client was killed, or interrupted in the middle of a message, of which it will tell."""
-        self._lost[client.number] = client
-        if len(self._lost) > KEEP_LOST_CLIENTS:
-            del self._lost[next(iter(self._lost))]
-        if self._on_client_loss == "STAY":
-            self._pool.persistent = True
-        elif self._on_client_loss == "STOP":
-            if self._stops_all(client):
-                self.interrupted = True
-            else:
-                self.loop.call_in(0, lambda: self._stop_lost(client))  # This may be in the middle of a turn.
-
-    def _stop_lost(self, client: Client) -> None:
-        self._stop_calls_of(client)
 
     def _client_drained(self, peer: Peer) -> None:
         client: Client = peer.role
