@@ -176,7 +176,7 @@ class Pynenc:
         """
         if not os.path.exists(self.state_backend.path):
             return
-        answer = self._cluster.ask("purge")
+        answer = self._cluster.ask_to_purge()
         if "error" in answer:
             from pynenc.exceptions import RunnerError
 
@@ -263,6 +263,7 @@ class Pynenc:
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,
             "on_client_loss": runner.on_client_loss.name,
+            "takes_up": True,
             "durability": ConfigStateBackend(*sources).durability.name,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,

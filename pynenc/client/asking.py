@@ -256,6 +256,14 @@ class Asking(Session):
         parts = [Part(self.submission_of(batch), first, stop) for batch, first, stop in ranges]
         return DistributedInvocationGroup(task, self, parts)
 
+    def ask_to_purge(self) -> dict[str, Any]:
+        """Have all invocations forgotten; a supervisor that is started for that takes nothing up."""
+        self._takes_up = False
+        try:
+            return self.ask("purge")
+        finally:
+            self._takes_up = True
+
     def ask_to_resume(self) -> tuple[int, dict[str, Any]]:
         """Have taken up what nobody runs; under which number its end is told, and which batches that are."""
         ended = next(self._tokens)

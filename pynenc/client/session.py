@@ -75,6 +75,7 @@ class Session:
         self._is_connecting = False
         self._is_interrupted = False
         self._wait_interrupted = False
+        self._takes_up = True
         self._reset()
         process.register(self)
 
@@ -228,7 +229,8 @@ class Session:
     def _find_or_start(self, paths: launch.Paths) -> None:
         for attempt in range(GREETINGS):
             try:
-                self._greet(*launch.find_or_start(paths, self._the_app().supervisor_settings()))
+                settings = {**self._the_app().supervisor_settings(), "takes_up": self._takes_up}
+                self._greet(*launch.find_or_start(paths, settings))
                 return
             except SupervisorLostError:
                 # One that is just being killed still takes connections for a moment.

@@ -76,6 +76,7 @@ class Recovery:
             asked for each, or 0.
         leaving: Batches that are just being stopped.
         again: Those of them that are to be taken up when they are.
+        has_begun: Whether it is known what is left.
         resumptions: What clients wait for.
     """
 
@@ -97,6 +98,7 @@ class Recovery:
         self._tasks = tasks
         self._happened = happened
         self._keep = keep
+        self.has_begun = False
         self._searched: int | None = None
         self._is_searching = False
         self._found: deque[Found] = deque()
@@ -112,7 +114,7 @@ class Recovery:
     def begin(self) -> None:
         """Look for what a supervisor that was killed has left; `step` does it piece by piece."""
         self._searched = self._shelf.first_unsettled - 1
-        self._is_searching = True
+        self._is_searching = self.has_begun = True
 
     def step(self) -> None:
         """Do a little of what is to be done."""
@@ -129,7 +131,7 @@ class Recovery:
 
     def drop(self) -> None:
         """Forget what was found and not taken up yet: it is purged."""
-        self._is_searching = False
+        self._is_searching, self.has_begun = False, True
         self._found.clear()
 
     @property
@@ -284,11 +286,12 @@ class Recovery:
             client = self.again.pop(batch, None)
             if client is not None:
                 self._found += self._judged([(batch, self._shelf.parent_of(batch) or 0)], client)
-        for one in self.resumptions:
-            one.batches.discard(batch)
-            if not one.batches:
-                one.ended()
-        self.resumptions = [one for one in self.resumptions if one.batches]
+        if self.resumptions:
+            for one in self.resumptions:
+                one.batches.discard(batch)
+                if not one.batches:
+                    one.ended()
+            self.resumptions = [one for one in self.resumptions if one.batches]
 
     def forget(self, client: int) -> None:
         """A client is gone, and waits for nothing any more."""

@@ -83,7 +83,8 @@ class Supervisor:
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
-        self.turn.begin()
+        if self._settings["takes_up"]:
+            self.turn.begin()
         self.loop.run()
 
     def close(self) -> None:

@@ -246,7 +246,8 @@ class Turn:
 
     def settle(self) -> None:
         """All is finished: should this supervisor be killed, the next one need not look at what was until now."""
-        self._store.shelf.settle(min(self.clients, default=None))
+        if self._recovery.has_begun:
+            self._store.shelf.settle(min(self.clients, default=None))
 
     def shelve(self) -> None:
         """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are."""
@@ -254,7 +255,7 @@ class Turn:
         self._catch_up()
         batches = self._orchestrator.batches
         self._store.shelf.put(batches)
-        if self._recovery.is_done:
+        if self._recovery.has_begun and self._recovery.is_done:
             self._store.shelf.settle()
         if self._interrupter is not None:
             peer, token = self._interrupter

@@ -114,9 +114,18 @@ def test_what_a_killed_supervisor_left_is_run_by_the_next_one(tmp_path: Path) ->
     tasks.close()
     wait_until(all_gone, "all is done", ENDS_S)
     assert lines_of(log) == list(range(MARKS))
-    tasks.app.resume()  # Nothing was left.
-    tasks.add(1, 3).result  # noqa: B018
+    assert len(tasks.app.resume()) == 0
     assert lines_of(log) == list(range(MARKS))
+
+
+def test_what_is_left_can_be_purged_and_does_not_run_for_that(tmp_path: Path) -> None:
+    log = leave_marks(tmp_path, "all are killed")
+    tasks.app.purge()
+    assert tasks.app.state_backend.counts_by_task() == []
+    assert tasks.add(1, 2).result == 3
+    tasks.close()
+    wait_until(all_gone, "all is done", ENDS_S)
+    assert not lines_of(log)
 
 
 def test_what_was_stopped_is_not_run_before_somebody_asks(tmp_path: Path) -> None:

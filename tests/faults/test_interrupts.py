@@ -46,10 +46,7 @@ WAYS = {
     "a result": "busy(7)\nadd(1).result",
     "a group": "list(busy(8).results)",
     "a stream": "list(begin_and_wait_for.stream(((f'begun{x}', 'never') for x in range(8)), in_flight=8))",
-    "an outcome": "busy(8)[3].exception",
     "plain code": "group = busy(8)\napp._cluster.sync()\nwhile True: sum(range(1000))",
-    "a sleep": "import time\ngroup = busy(8)\ntime.sleep(1000)",
-    "as completed": "list(busy(8).as_completed())",
     "await": (
         "import asyncio\n"
         "async def main():\n"
@@ -208,7 +205,7 @@ def test_a_sigterm_handler_of_the_script_is_left_alone(tmp_path: Path) -> None:
 
 def test_what_timeout_ends_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(BEGIN + "list(busy(8).results)")
-    command = ["timeout", "2", sys.executable, "script.py"]
+    command = ["timeout", "1", sys.executable, "script.py"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30)
     assert finished.returncode == 124
