@@ -122,7 +122,7 @@ class Stopping:
     def batches_of(self, client: Client) -> set[int]:
         """The unfinished batches that are there for this client's sake alone. All batches are committed."""
         batches = self._orchestrator.batches
-        own = self._asked_by(client)
+        own = self._asked_by(client) & batches.keys()
         made = [batch for batch in batches if batch not in own]
         parents = {batch: split_number(self._shelf.parent_of(batch) or 0)[0] for batch in made if self._is_made(batch)}
         while more := [batch for batch, parent in parents.items() if parent in own and batch not in own]:

@@ -98,6 +98,16 @@ WAYS = ["all are killed", "Ctrl-C", "the supervisor is terminated", "it is stopp
 def test_what_is_left_is_resumed_without_the_script(tmp_path: Path, way: str) -> None:
     log = leave_marks(tmp_path, way)
     assert tasks.app.state_backend.count_kept() == (0 if way == "all are killed" else MARKS + 2)
+    resumed = tasks.app.resume()
+    assert resumed.calls == MARKS + 2
+    assert resumed.wait(30)
+    succeeded = {one.task_id: one[1:] for one in resumed.counts}
+    assert succeeded == {"tests.tasks.note": (MARKS, MARKS, 0), "tests.tasks.begin_and_wait_for": (2, 2, 0)}
+    assert lines_of(log) == list(range(MARKS))
+
+
+def test_the_command_that_resumes(tmp_path: Path) -> None:
+    log = leave_marks(tmp_path, "Ctrl-C")
     resuming = resume(tmp_path)
     out, _ = resuming.communicate(timeout=40)
     assert resuming.returncode == 0
@@ -106,6 +116,7 @@ def test_what_is_left_is_resumed_without_the_script(tmp_path: Path, way: str) ->
     wait_until(all_gone, "all have ended", ENDS_S)
     again = resume(tmp_path)
     assert "nothing was left" in again.communicate(timeout=40)[0]
+    assert again.returncode == 0
 
 
 def test_what_a_killed_supervisor_left_is_run_by_the_next_one(tmp_path: Path) -> None:

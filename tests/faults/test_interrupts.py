@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -232,3 +233,41 @@ def test_a_supervisor_in_the_foreground_ends_with_its_command(tmp_path: Path, nu
         invocation.result  # noqa: B018
     wait_until(all_gone, "supervisor and workers have ended", STOPPED_S)
     assert tasks.app.state_backend.count_kept() == 1
+
+
+class CutOff:
+    """A socket in whose first message, or behind whose first read, Ctrl-C comes."""
+
+    def __init__(self, connected: Any, what: str) -> None:
+        self._connected = connected
+        self._what = what
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connected, name)
+
+    def sendall(self, message: bytes) -> None:
+        if self._what == "sent":
+            self._what = ""
+            self._connected.sendall(message[: len(message) // 2])
+            raise KeyboardInterrupt
+        self._connected.sendall(message)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        count: int = self._connected.recv_into(buffer)
+        if self._what == "read":
+            self._what = ""
+            raise KeyboardInterrupt
+        return count
+
+
+@pytest.mark.parametrize("what", ["sent", "read"])
+def test_a_message_that_is_cut_off_by_ctrl_c_does_no_harm(what: str) -> None:
+    """A script that catches it and goes on gets all results; nothing that was sent is taken for something else."""
+    calls = tasks.sleep_for.parallelize([(0.01, x) for x in range(100)])
+    connection = tasks.app._cluster._connection
+    assert connection is not None
+    connection._socket = CutOff(connection._socket, what)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        list(tasks.echo.parallelize([("x" * 1000,) for _ in range(100)]).results)
+    assert list(tasks.echo.parallelize([(x,) for x in range(100)]).results) == list(range(100))
+    assert list(calls.results) == list(range(100))
