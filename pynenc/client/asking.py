@@ -276,7 +276,11 @@ class Asking(Session):
         Raises:
             SupervisorLostError: The supervisor is gone, and will not tell it.
         """
-        reached = self._live_connection().wait_until(lambda: ended in self._answers, timeout)
+        try:
+            reached = self._live_connection().wait_until(lambda: ended in self._answers, timeout)
+        except SupervisorLostError:
+            self._resuming.discard(ended)
+            raise
         if reached:
             self._resuming.discard(ended)
         return reached

@@ -126,7 +126,7 @@ class Session:
     @property
     def is_in_use(self) -> bool:
         """Whether it has calls without outcome, or was interrupted while it connected."""
-        is_waiting = bool(self._resuming) or self._has_unfinished()
+        is_waiting = bool(self._resuming.difference(self._answers)) or self._has_unfinished()
         return self._is_connecting or (self._connection is not None and is_waiting)
 
     @property
