@@ -103,7 +103,7 @@ class Supervisor:
         if why:
             self._stop(why)
         elif not self._greeting and not self.turn.has_clients() and self.turn.drained():
-            self.turn.settle()
+            self.turn.raise_mark()
             if self._had_client and not self.pool.persistent:
                 self._end()
 

@@ -244,7 +244,7 @@ class Turn:
         self._recovery.begin()
         self.run()
 
-    def settle(self) -> None:
+    def raise_mark(self) -> None:
         """All is finished: should this supervisor be killed, the next one need not look at what was until now."""
         if self._recovery.has_begun:
             self._store.shelf.settle(min(self.clients, default=None))
