@@ -106,6 +106,7 @@ def supervisor() -> float:
         add_batch=lambda batch, extras: None,
         add_results=lambda results: None,
         commit=lambda: None,
+        shelf=None,
     )
     held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pynenc.broker import Broker
+    from pynenc.client.resuming import Resumed
     from pynenc.client.runner import ClusterRunner
     from pynenc.conf.config_pynenc import ConfigPynenc
     from pynenc.direct import DirectTask, Split
@@ -175,7 +176,7 @@ class Pynenc:
         """
         if not os.path.exists(self.state_backend.path):
             return
-        answer = self._cluster.ask("purge")
+        answer = self._cluster.ask_to_purge()
         if "error" in answer:
             from pynenc.exceptions import RunnerError
 
@@ -230,6 +231,18 @@ class Pynenc:
         cluster.close()
         return True
 
+    def resume(self) -> Resumed:
+        """Have the calls run that earlier runs have left: stopped by Ctrl-C, SIGTERM or `runner stop --now`, or killed.
+
+        They keep their numbers, and each is run by one supervisor only, however many programs ask for it.
+
+        Returns:
+            How many they are (`calls`); `wait(timeout)` waits for them, and `counts` tells how they ended.
+        """
+        from pynenc.client.resuming import Resumed
+
+        return Resumed(self._cluster)
+
     def supervisor_settings(self) -> dict[str, Any]:
         """What a supervisor that this app starts needs to know."""
         from pynenc.conf.config_broker import ConfigBroker
@@ -253,6 +266,8 @@ class Pynenc:
             "max_worker_age": runner.max_worker_age,
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,
+            "on_client_loss": runner.on_client_loss.name,
+            "takes_up": True,
             "durability": ConfigStateBackend(*sources).durability.name,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,

@@ -1,4 +1,4 @@
-"""The command line: `pynenc run`, `runner`, `status`, `show_config`."""
+"""The command line: `pynenc run`, `runner`, `resume`, `status`, `show_config`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"pynenc: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
-        from pynenc.client.session import interrupt_all
+        from pynenc.client import process
 
-        interrupt_all()
-        print("pynenc: interrupted", file=sys.stderr)
+        process.say("interrupted", process.interrupt_all())
         code = 130
     sys.exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pynenc.cli import render, run, runner, show
+    from pynenc.cli import render, resume, run, runner, show
 
     parser = argparse.ArgumentParser(prog="pynenc", description="Tasks for a single machine.")
     parser.add_argument(
@@ -54,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(command=runner.stop)
     shown = actions.add_parser("show_config", help="each value of the configuration and where it comes from")
     shown.set_defaults(command=show.show_config)
+
+    command = commands.add_parser("resume", help="run what earlier runs have left, and tell how it ended")
+    command.add_argument("--no-wait", action="store_true", help="have it go on in the background")
+    command.set_defaults(command=resume.resume)
 
     command = commands.add_parser("status", help="what the supervisor does, and how the calls of each task ended")
     command.set_defaults(command=show.status)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+from types import FrameType
 
 from pynenc.cli.apps import find_app
 from pynenc.client.launch import paths_of
@@ -36,10 +39,14 @@ def _stay(pid: int) -> int:
 
     try:
         process = psutil.Process(pid)
-        process.wait()
     except psutil.NoSuchProcess:
-        pass
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
+        return 0
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    process.wait()
     return 0

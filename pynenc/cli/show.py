@@ -35,6 +35,9 @@ def status(options: argparse.Namespace) -> int:
         left = counts.calls - counts.succeeded - counts.failed
         table.add_row(counts.task_id, *(f"{n:,}" for n in (counts.calls, counts.succeeded, counts.failed, left)))
     console.print(table)
+    kept = app.state_backend.count_kept()
+    if kept:
+        console.print(f"{kept:,} unfinished calls are kept: pynenc resume runs them", highlight=False)
     app.close()
     return 0
 

@@ -86,9 +86,13 @@ class Asking(Session):
     def _wait_through(self, connection: Connection, done: Callable[[], bool], timeout: float | None) -> bool:
         """Wait, also while one supervisor dies and another takes its work up."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._wait_interrupted = False
         while True:
             try:
                 return connection.wait_until(done, timeout)
+            except KeyboardInterrupt:
+                self._wait_interrupted = True
+                raise
             except SupervisorLostError:
                 self._take_up(connection)
                 if done():
@@ -124,6 +128,8 @@ class Asking(Session):
         except RunnerError as error:
             for submission in waiting:
                 submission.runner = LostRunner(self, error)
+                if self._is_interrupted:
+                    submission.callbacks = None  # There is nothing to tell them.
                 with self._callbacks_lock:
                     self._ready += submission.take_callbacks(everything=True)
             self._run_ready()
@@ -270,6 +276,41 @@ class Asking(Session):
         parts = [Part(self.submission_of(batch), first, stop) for batch, first, stop in ranges]
         return DistributedInvocationGroup(task, self, parts)
 
+    def ask_to_purge(self) -> dict[str, Any]:
+        """Have all invocations forgotten; a supervisor that is started for that takes nothing up."""
+        self._takes_up = False
+        try:
+            return self.ask("purge")
+        finally:
+            self._takes_up = True
+
+    def ask_to_resume(self) -> tuple[int, dict[str, Any]]:
+        """Have taken up what nobody runs; under which number its end is told, and which batches that are."""
+        ended = next(self._tokens)
+        self._resuming.add(ended)
+        return ended, self.ask("resume", ended=ended)
+
+    def wait_resumed(self, ended: int, timeout: float | None) -> bool:
+        """Wait for the end of what was resumed; whether it has come.
+
+        Raises:
+            SupervisorLostError: The supervisor is gone, and will not tell it.
+        """
+        try:
+            reached = self._live_connection().wait_until(lambda: ended in self._answers, timeout)
+        except SupervisorLostError:
+            self._resuming.discard(ended)
+            raise
+        if reached:
+            self._resuming.discard(ended)
+        return reached
+
+    @property
+    def is_supervisor_killed(self) -> bool:
+        """Whether the supervisor is gone and was not ended on purpose."""
+        connection = self._connection
+        return connection is not None and connection.lost is not None and not connection.is_closed
+
     def stored(self) -> StateBackend:
         """What is stored about the app's calls."""
         return self._the_app().state_backend
@@ -285,7 +326,7 @@ class Asking(Session):
                     self,
                     RunnerError(
                         f"nobody runs batch {submission.invocation_id(0)} any more: its supervisor ended before all "
-                        "of its calls had run, and they were not sent again"
+                        "of its calls had run; pynenc resume runs them"
                     ),
                 )
 

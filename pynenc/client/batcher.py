@@ -137,6 +137,15 @@ class Batcher:
             for task in [task for task, batch in self._open.items() if batch.opened <= latest]:
                 self._leave(task)
 
+    def flush_within(self, seconds: float) -> None:
+        """Let all open batches leave, unless another thread is at them for longer than this."""
+        if self._lock.acquire(timeout=seconds):
+            try:
+                for task in list(self._open):
+                    self._leave(task)
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """Let everything leave, and the helper thread end."""
         self.flush()

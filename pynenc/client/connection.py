@@ -5,17 +5,19 @@ When several threads wait, one of them reads for all, and hands over when it has
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from pynenc.client.launch import Address
+from pynenc.client.launch import Address, connect
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
@@ -35,6 +37,7 @@ class Connection:
         is_worker: Whether this process is one of the supervisor's own workers.
 
     Attributes:
+        address: Where the supervisor listens.
         client: The number that the supervisor gave this client.
         on_read: Called after each read by whichever thread has read.
         is_closed: Whether it ended because one of both sides wanted it to.
@@ -43,6 +46,7 @@ class Connection:
     def __init__(
         self, connected: socket.socket, address: Address, on_frame: Callable[[int, bytes], None], is_worker: bool
     ) -> None:
+        self.address = address
         self._socket = connected
         self._on_frame = on_frame
         self._is_worker = is_worker
@@ -77,6 +81,10 @@ class Connection:
                 return
             except OSError as error:
                 why = error
+            except BaseException:  # Ctrl-C in the middle of a message: what follows it here would not be understood.
+                self._lose("the script was interrupted while it sent something")
+                self.shut_down()
+                raise
         self.read_nowait()  # It may have said why it closed the connection.
         raise self._lose(str(why)) from why
 
@@ -106,6 +114,9 @@ class Connection:
             try:
                 if not done():
                     self._read(remaining)
+            except SupervisorLostError:
+                if not done():  # It may have come together with the end.
+                    raise
             finally:
                 self._pass_turn()
         return True
@@ -134,6 +145,22 @@ class Connection:
         self.lost = self.lost or SupervisorLostError("the connection was closed by app.close()")
         self._socket.close()
 
+    def give_up(self, why: str) -> None:
+        """Send and read nothing more; `shut_down` tells those who wait."""
+        self.is_closed = True
+        self.lost = SupervisorLostError(why)
+
+    def shut_down(self) -> None:
+        """Wake up whoever sends or waits."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def limit_sends(self, seconds: float) -> None:
+        """Give up sending when the supervisor does not read for so long."""
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
         self.is_closed = True
@@ -161,6 +188,23 @@ class Connection:
                 wait_ms = None if timeout is None else max(0.0, timeout * 1000)
                 if not self._poll.poll(wait_ms):
                     return
+        except OSError as error:
+            raise self._lose(str(error)) from error
+        try:
+            self._take_in()
+        except RunnerError:
+            raise
+        except BaseException:  # Ctrl-C: some of what has come may be lost, but not to another connection.
+            self._lose("the script was interrupted while it read something")
+            raise
+        with self._turn:
+            self._turn.notify_all()  # Other threads may wait for what this read brought.
+        if self.on_read is not None:
+            self.on_read()
+
+    def _take_in(self) -> None:
+        """Read what has come and hand it on."""
+        try:
             count = self._socket.recv_into(self._buffer)
         except OSError as error:
             raise self._lose(str(error)) from error
@@ -169,13 +213,9 @@ class Connection:
         for kind, body in self._frames.feed(bytes(self._buffer[:count])):
             if kind == Kind.REFUSED:
                 self.is_closed = True
-                self.lost = SupervisorLostError(str(json_from(body).get("error")))
+                self.lost = self.lost or SupervisorLostError(str(json_from(body).get("error")))
                 break  # Whoever has got what it waited for until now does not care.
             self._on_frame(kind, body)
-        with self._turn:
-            self._turn.notify_all()  # Other threads may wait for what this read brought.
-        if self.on_read is not None:
-            self.on_read()
 
     def _lose(self, why: str) -> RunnerError:
         if self.lost is None:
@@ -218,6 +258,30 @@ class Connection:
 def query_frame(what: str, **fields: Any) -> bytes:
     """A question to the supervisor."""
     return json_frame(Kind.QUERY, what=what, **fields)
+
+
+def stop_calls_of(connection: Connection, timeout: float) -> int:
+    """Have the supervisor stop and keep the calls of a connection; how many there are, 0 when it does not say so in time.
+
+    It is told over a connection of its own: somebody may be in the middle of a message on the other one.
+    """
+    answers: list[dict[str, Any]] = []
+
+    def take_answer(kind: int, body: bytes) -> None:
+        if kind == Kind.REPORT:
+            answers.append(json_from(body))
+
+    connected = connect(connection.address)
+    if connected is None:
+        return 0
+    connected.settimeout(timeout)
+    other = Connection(connected, connection.address, take_answer, is_worker=False)
+    try:
+        other.send(query_frame("interrupt", token=0, client=connection.client))
+        other.wait_until(lambda: bool(answers), timeout)
+        return int(answers[0]["kept"]) if answers else 0
+    finally:
+        other.close()
 
 
 def _is_open(descriptor: int) -> bool:

@@ -193,11 +193,14 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             os.close(output)
     finally:
         os.close(theirs)
-    with open(ready) as pipe:
-        if not select.select([pipe], [], [], timeout_s)[0]:
-            process.kill()
-            raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
-        told = pipe.read()
+    try:
+        with open(ready) as pipe:
+            if not select.select([pipe], [], [], timeout_s)[0]:
+                raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
+            told = pipe.read()
+    except BaseException:  # Also Ctrl-C: nobody would ever come to it.
+        process.kill()
+        raise
     if not told:
         raise RunnerError(f"the supervisor ended while it started; its log tells why: {paths.log}")
     answer = json.loads(told)

@@ -153,13 +153,20 @@ class NamedGroup:
         self._group = 0
 
     def parts_of(self, calls: Iterator[PreparedCall]) -> list[Part]:
-        """An invocation for each item: taken over when it has succeeded or still runs, else made."""
+        """An invocation for each item: taken over when it has succeeded or is still to run, else made.
+
+        The supervisor has what is unfinished run under its old numbers, and lets one script at a time make the rest.
+        """
         number = self._runner.next_batch_number()
         self._group = int(
             self._runner.ask("name_group", task=self._task.task_id, name=self._name, group=number)["group"]
         )
-        if self._group == number:
-            return self._send(enumerate(calls))
+        try:
+            return self._send(enumerate(calls)) if self._group == number else self._resumed(calls)
+        finally:
+            self._runner.ask("group_made", group=self._group)
+
+    def _resumed(self, calls: Iterator[PreparedCall]) -> list[Part]:
         recorded, latest = self._recorded()
         items = list(calls)
         self._check_same(recorded, items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -12,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.client import launch
+from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
 from pynenc.client.callbacks import CallbackThread, call_back
-from pynenc.client.connection import Connection, query_frame
+from pynenc.client.connection import Connection, query_frame, stop_calls_of
 from pynenc.client.lost import LostRunner
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
@@ -52,7 +53,11 @@ MAX_RECOVERIES = 5
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
 
-_runners: weakref.WeakSet[Session] = weakref.WeakSet()
+INTERRUPT_S = 0.8
+"""How long a client that is interrupted waits for its calls to be stopped."""
+
+FLUSH_S = 0.2
+"""How long it then tries to have calls accepted that have not left yet."""
 
 
 class Session:
@@ -67,8 +72,12 @@ class Session:
         self._callbacks_lock = threading.Lock()
         self._connection: Connection | None = None
         self._is_workers_own = False
+        self._is_connecting = False
+        self._is_interrupted = False
+        self._wait_interrupted = False
+        self._takes_up = True
         self._reset()
-        _runners.add(self)
+        process.register(self)
 
     def _reset(self) -> None:
         self._batch_numbers: Iterator[int] = iter(())
@@ -79,6 +88,7 @@ class Session:
         self._handed_over: set[int] = set()
         self._numbers: list[int] = []
         self._offered: set[int] = set()
+        self._resuming: set[int] = set()
         self._recoveries = 0
         self._tokens = itertools.count(1)
         self._answers: dict[int, Any] = {}
@@ -113,17 +123,41 @@ class Session:
                     self._callbacks.end()
                 self._reset()
 
-    def interrupt(self) -> None:
-        """Have a supervisor that only this client uses end now; what has not run is kept in the state backend."""
-        with self._lock:
-            if self._connection is None:
-                return
-            try:
-                self._connection.send(frame(Kind.GOODBYE, b"interrupted"))
-            except RunnerError:
-                pass
-            self._connection.close()
-            self._connection = None
+    @property
+    def is_in_use(self) -> bool:
+        """Whether it has calls without outcome, or was interrupted while it connected."""
+        is_waiting = bool(self._resuming.difference(self._answers)) or self._has_unfinished()
+        return self._is_connecting or (self._connection is not None and is_waiting)
+
+    @property
+    def was_left(self) -> bool:
+        """Whether Ctrl-C ended a wait, and nothing was called or waited for since."""
+        return self._wait_interrupted and self.is_in_use
+
+    def interrupt(self, in_handler: bool) -> int:
+        """Have the calls of this client stopped, for good; whoever waits for them in other threads is told.
+
+        It is told over a connection of its own: this thread, or another one, may be in the middle of a message.
+
+        Args:
+            in_handler: Whether this thread may be in the middle of anything, so that nothing may be waited for.
+
+        Returns:
+            How many calls are kept in the state backend.
+        """
+        self._is_interrupted = True
+        connection = self._connection
+        if connection is None or connection.is_closed:
+            return 0
+        if not in_handler:
+            connection.limit_sends(FLUSH_S)
+            with contextlib.suppress(RunnerError):
+                self._batcher.flush_within(FLUSH_S)
+        connection.give_up("the script was interrupted; its calls are kept: pynenc resume runs them")
+        try:
+            return stop_calls_of(connection, INTERRUPT_S)
+        finally:
+            connection.shut_down()
 
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call; what its parent waits for is not its business."""
@@ -135,6 +169,7 @@ class Session:
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
+        self._is_connecting = False
         self._reset()
 
     def start_staying(self, log: str | None) -> int:
@@ -155,6 +190,8 @@ class Session:
             found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
             if found is None:
                 return False
+            if context.worker_of is None:
+                process.watch()
             try:
                 self._greet(*found)
             except SupervisorLostError:
@@ -165,6 +202,8 @@ class Session:
         with self._lock:
             if self._is_connected():
                 return
+            if self._is_interrupted:
+                raise self._why_interrupted()
             app = self._the_app()
             inside = context.worker_of
             self._is_workers_own = inside is not None and inside.app_id == app.app_id
@@ -175,17 +214,41 @@ class Session:
                     raise SupervisorLostError("the supervisor of this worker is gone")
                 self._greet(connected, address)
                 return
+            if inside is None:
+                process.watch()
             launch.prepare_state_dir(app.conf.state_path)
             paths = launch.paths_of(app.conf.state_path, app.app_id)
-            for attempt in range(GREETINGS):
-                try:
-                    self._greet(*launch.find_or_start(paths, app.supervisor_settings()))
-                    break
-                except SupervisorLostError:
-                    # One that is just being killed still takes connections for a moment.
-                    if attempt == GREETINGS - 1:
-                        raise
-            _close_at_exit()
+            self._is_connecting = True
+            try:
+                self._find_or_start(paths)
+            except Exception:
+                self._is_connecting = False
+                raise
+            self._is_connecting = False
+            if self._is_interrupted:  # By another thread, which could not wait for this one.
+                self._leave()
+                raise self._why_interrupted()
+
+    def _find_or_start(self, paths: launch.Paths) -> None:
+        for attempt in range(GREETINGS):
+            try:
+                settings = {**self._the_app().supervisor_settings(), "takes_up": self._takes_up}
+                self._greet(*launch.find_or_start(paths, settings))
+                return
+            except SupervisorLostError:
+                # One that is just being killed still takes connections for a moment.
+                if attempt == GREETINGS - 1:
+                    raise
+
+    def _leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(RunnerError):
+                connection.send(frame(Kind.GOODBYE))
+            connection.close()
+
+    def _why_interrupted(self) -> RunnerError:
+        return RunnerError("the script was interrupted, and makes no more calls")
 
     def _is_connected(self) -> bool:
         """Whether there is a connection, after a lost one was replaced if it left something unfinished, and else forgotten."""
@@ -321,6 +384,7 @@ class Session:
         self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int, caller: Caller | None
     ) -> None:
         connection = self._live_connection()
+        self._wait_interrupted = False
         key = self._task_keys.get(task)
         is_new = key is None
         if key is None:
@@ -472,43 +536,3 @@ def _not_ours(submission: Submission) -> RunnerError:
         f"batch {submission.invocation_id(0)} belongs to the process that forked this one, which gets its outcomes; "
         "here app.get_invocation(invocation_id) finds what it has sent"
     )
-
-
-def _close_at_exit() -> None:
-    global _registered
-    if _registered:
-        return
-    import atexit
-
-    _registered = True
-    atexit.register(_close_all)
-    multiprocessing = sys.modules.get("multiprocessing.util")
-    if multiprocessing is not None and sys.modules["multiprocessing.process"].parent_process() is not None:
-        # Its processes leave without what is registered with atexit.
-        multiprocessing.Finalize(None, _close_all, exitpriority=0)
-
-
-_registered = False
-
-
-def interrupt_all() -> None:
-    """Have supervisors end now that nobody else uses; what has not run is kept in their state backends."""
-    for runner in list(_runners):
-        runner.interrupt()
-
-
-def _close_all() -> None:
-    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
-        interrupt_all()
-    for runner in list(_runners):
-        runner.close()
-
-
-def _after_fork_in_child() -> None:
-    global _registered
-    _registered = False  # What is registered may hold for other ways to end than this process's.
-    for runner in list(_runners):
-        runner.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

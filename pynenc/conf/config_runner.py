@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import ClassVar
 
-from pynenc.conf.field import optional_integer, optional_memory, optional_seconds, seconds
+from pynenc.conf.field import choice, optional_integer, optional_memory, optional_seconds, seconds
 from pynenc.conf.sources import Config
+
+
+class OnClientLoss(StrEnum):
+    """What becomes of the calls of a script that was killed. One that ends by itself always leaves its calls to be run."""
+
+    DRAIN = "DRAIN"
+    """They are run; when nothing is left, supervisor and workers end."""
+    STOP = "STOP"
+    """They stop, as by Ctrl-C: what has not run is kept, and `pynenc resume` runs it."""
+    STAY = "STAY"
+    """They are run, and the supervisor stays as if `pynenc runner start` had started it."""
 
 
 class ConfigRunner(Config):
@@ -36,4 +48,9 @@ class ConfigRunner(Config):
     max_calls_per_worker = optional_integer("After how many calls a worker is replaced by a fresh one.")
     max_worker_age = optional_seconds(
         "Seconds after which a worker is replaced by a fresh one, as soon as it has ended its call."
+    )
+    on_client_loss = choice(
+        OnClientLoss.DRAIN,
+        "When a script is killed: DRAIN runs its calls and then ends, STOP keeps them for `pynenc resume` and ends, STAY runs "
+        "them and stays. What counts is the value with which the supervisor was started.",
     )

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Callable
 
 from pynenc.exceptions import StateBackendError
+from pynenc.state_backend import queries
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _add_transitions(connection: sqlite3.Connection) -> None:
@@ -18,7 +19,15 @@ def _add_transitions(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_transitions}
+def _add_shelf(connection: sqlite3.Connection) -> None:
+    """What was not finished until now waits for somebody to resume it: why it was left nobody knows any more."""
+    connection.execute("CREATE TABLE shelved (batch INTEGER PRIMARY KEY)")
+    connection.execute("CREATE TABLE settled (client INTEGER NOT NULL)")
+    connection.execute("INSERT INTO settled SELECT COALESCE(MAX(id), 0) FROM clients")
+    connection.execute(f"INSERT INTO shelved SELECT id FROM batches WHERE {queries.IS_UNFINISHED}")
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_transitions, 2: _add_shelf}
 """For each older version, what brings a database one version up."""
 
 

@@ -50,6 +50,49 @@ ADD_COMMON = "INSERT INTO common_arguments (payload) VALUES (?)"
 HAS_COMMON = "SELECT 1 FROM common_arguments WHERE id = ?"
 COMMON = "SELECT payload FROM common_arguments WHERE id = ?"
 
+_ENDED_OF = (
+    "(SELECT COALESCE(SUM(stop - (id & 1023)), 0) FROM {table}"
+    " WHERE id BETWEEN batches.id << 10 AND (batches.id << 10) + 1023{which})"
+)
+IS_UNFINISHED = (
+    f"count > {_ENDED_OF.format(table='results', which='')}"
+    f" + {_ENDED_OF.format(table='failures', which=' AND ending > 0')}"
+)
+LAST_CLIENT = "SELECT COALESCE(MAX(id), 0) FROM clients"
+SETTLED = "SELECT client FROM settled"
+SETTLE = "UPDATE settled SET client = ?"
+UNSETTLE = "UPDATE settled SET client = MIN(client, ?)"
+SHELVE = "INSERT OR IGNORE INTO shelved VALUES (?)"
+UNSHELVE = "DELETE FROM shelved WHERE batch = ?"
+COUNT_SHELVED = (
+    "SELECT COALESCE(SUM(count"
+    f" - {_ENDED_OF.format(table='results', which='')} - {_ENDED_OF.format(table='failures', which=' AND ending > 0')}"
+    "), 0) FROM batches JOIN shelved ON batches.id = shelved.batch"
+)
+SHELVED = f"SELECT id, parent FROM batches JOIN shelved ON batches.id = batch WHERE {IS_UNFINISHED} ORDER BY id"
+IS_SHELVED = "SELECT 1 FROM shelved WHERE batch = ?"
+UNFINISHED_OF_GROUP = (
+    f"SELECT id, parent FROM batches JOIN named_batches ON batches.id = batch WHERE named_batches.group_id = ? AND {IS_UNFINISHED}"
+    " ORDER BY id"
+)
+END_OF_STRETCH = "SELECT MAX(id) FROM (SELECT id FROM batches WHERE id > ? ORDER BY id LIMIT ?)"
+UNFINISHED = (
+    "SELECT id, parent FROM batches WHERE id > ? AND id <= ? AND id NOT IN (SELECT batch FROM shelved)"
+    f" AND {IS_UNFINISHED} ORDER BY id"
+)
+PARENT = "SELECT parent FROM batches WHERE id = ?"
+HAS_ENDED = (
+    "SELECT EXISTS (SELECT 1 FROM results WHERE id BETWEEN ? AND ? AND ? < stop)"
+    " OR EXISTS (SELECT 1 FROM failures WHERE ending > 0 AND id BETWEEN ? AND ? AND ? < stop)"
+)
+COUNTS_OF_BATCHES = (
+    "SELECT task_id, SUM(count), SUM(succeeded), SUM(failed) FROM ("
+    f" SELECT tasks.task_id, batches.count, {_ENDED_OF.format(table='results', which='')} AS succeeded,"
+    f"  {_ENDED_OF.format(table='failures', which=' AND ending > 0')} AS failed"
+    " FROM batches JOIN tasks ON tasks.id = batches.task WHERE batches.id >= ? AND batches.id < ?"
+    ") GROUP BY task_id"
+)
+
 PURGE = tuple(
     f"DELETE FROM {table}"
     for table in (
@@ -61,5 +104,6 @@ PURGE = tuple(
         "named_batches",
         "named_groups",
         "common_arguments",
+        "shelved",
     )
 )

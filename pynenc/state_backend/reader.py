@@ -101,6 +101,16 @@ class Reader:
         """How many calls there are of each task, and how many ended how."""
         return [TaskCounts(*row) for row in self._rows(queries.COUNTS_BY_TASK, ())]
 
+    def counts_of(self, ranges: Sequence[tuple[int, int]]) -> list[TaskCounts]:
+        """The same for the batches `[first, stop)` of each range."""
+        connection = self._connection()
+        return counts_of(connection, ranges) if connection else []
+
+    def count_kept(self) -> int:
+        """How many calls were stopped on purpose, and wait for somebody to resume them."""
+        rows = self._rows(queries.COUNT_SHELVED, ())
+        return int(rows[0][0]) if rows else 0
+
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         connection = self._connection()
         if connection is None:
@@ -145,6 +155,16 @@ def outcomes_of(connection: sqlite3.Connection, batch: int) -> tuple[list[Result
     results = [results_from(row) for row in connection.execute(queries.RESULTS_OF_BATCH, span)]
     failures = [failure_from(row) for row in connection.execute(queries.FAILURES_OF_BATCH, span)]
     return results, failures
+
+
+def counts_of(connection: sqlite3.Connection, ranges: Sequence[tuple[int, int]]) -> list[TaskCounts]:
+    """How many calls there are of each task in the batches `[first, stop)` of each range, and how many ended how."""
+    found: dict[str, TaskCounts] = {}
+    for bounds in ranges:
+        for task_id, *numbers in connection.execute(queries.COUNTS_OF_BATCHES, bounds):
+            before = found.get(task_id, TaskCounts(task_id, 0, 0, 0))
+            found[task_id] = TaskCounts(task_id, *(a + b for a, b in zip(before[1:], numbers, strict=True)))
+    return sorted(found.values())
 
 
 def results_from(row: Sequence[Any]) -> Results:

@@ -1,4 +1,4 @@
--- The schema, version 2. A row per batch, not per invocation: what a million calls have in common is written once.
+-- The schema, version 3. A row per batch, not per invocation: what a million calls have in common is written once.
 -- An invocation's number is batch << 10 | index, so the rows of one batch lie side by side in every table.
 
 CREATE TABLE clients (
@@ -92,3 +92,14 @@ CREATE TABLE failures (
     exception BLOB    NOT NULL,     -- pickled; empty when the supervisor says so
     PRIMARY KEY (id, attempt)
 );
+
+-- Batches that are not finished and that nobody is to run before somebody asks for it: they were stopped on purpose.
+CREATE TABLE shelved (
+    batch INTEGER PRIMARY KEY
+);
+
+-- One row. Every batch that is not finished is shelved, or its client has a higher number than this.
+CREATE TABLE settled (
+    client INTEGER NOT NULL
+);
+INSERT INTO settled VALUES (0);

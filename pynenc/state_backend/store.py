@@ -16,6 +16,7 @@ from pynenc.exceptions import StateBackendError
 from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
 from pynenc.protocol.messages import Batch, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries, reader
+from pynenc.state_backend.shelf import Shelf
 
 CHECKPOINT_BYTES = 32 << 20
 """Move the write-ahead log into the database when it has grown by this much."""
@@ -28,6 +29,9 @@ class Store:
     """One connection that writes, and one thread that moves the log into the database.
 
     Checkpoints wait for the disk, so they run beside the loop, not in it.
+
+    Attributes:
+        shelf: What is not finished.
     """
 
     def __init__(self, path: str, durability: str = "NORMAL") -> None:
@@ -49,6 +53,7 @@ class Store:
             self._connection.execute("PRAGMA wal_autocheckpoint = 0")
         except sqlite3.Error as error:
             raise StateBackendError(f"{path} cannot be used as pynenc's database: {error}") from error
+        self.shelf = Shelf(self._connection)
         self._checkpoint: threading.Thread | None = None
 
     def add_client(self, pid: int) -> int:

@@ -78,6 +78,8 @@ class Endings:
                     f"it was not run: as many calls of its key ran as may (task {task_id}, options running_concurrency, "
                     "max_running and reroute_on_concurrency_control=False)"
                 )
+            case Ended.SHELVED:
+                raise AssertionError("calls that are shelved have no outcome")
             case Ended.DEPENDENCY:
                 type_name, ending = "DependencyError", Ending.FAILED
                 message = self._why_dependency_failed(ended.root)
@@ -143,16 +145,19 @@ class Endings:
 
     def of_dead_supervisor(self, batch: Batch, first: int, stop: int) -> Failure:
         """The failure of calls that another supervisor had, which died, and that must not run twice."""
-        now = time.time()
-        task_id = self._tasks[batch.task].task_id
         message = (
-            f"its supervisor was killed, perhaps while this call of task {task_id} ran; it is not run again because of the "
-            "task's option rerun_on_worker_loss=False"
+            f"its supervisor was killed, perhaps while this call of task {self._tasks[batch.task].task_id} ran; it is not run "
+            "again because of the task's option rerun_on_worker_loss=False"
         )
-        times = (now, now)
-        return Failure(
-            batch.id, first, stop, 0, 0, Ending.FAILED, NOT_RETRIABLE, *times, "WorkerLostError", message, "", b""
+        return _ended_now(batch.id, first, stop, Ending.FAILED, "WorkerLostError", message)
+
+    def of_remade(self, batch: Batch, first: int, stop: int) -> Failure:
+        """The failure of calls that were made by one that is run again."""
+        message = (
+            f"it was made by invocation {format_invocation_id(batch.parent)}, which did not come to its end and is run again: "
+            f"it makes this call anew (task {self._tasks[batch.task].task_id})"
         )
+        return _ended_now(batch.id, first, stop, Ending.CANCELLED, "InvocationCancelledError", message)
 
     def _why_memory(self, ended: EndCalls, worker: Worker, ran_s: float, task_id: str) -> str:
         if ended.why is Ended.SHORT:
@@ -175,3 +180,8 @@ class Endings:
         if failure is None:
             return f"it was not run: invocation {called}, whose result it takes, has no result, and nobody runs it"
         return f"it was not run: invocation {called}, whose result it takes, ended with {failure.type_name}: {failure.message}"
+
+
+def _ended_now(batch: int, first: int, stop: int, ending: Ending, type_name: str, message: str) -> Failure:
+    now = time.time()
+    return Failure(batch, first, stop, 0, 0, ending, NOT_RETRIABLE, now, now, type_name, message, "", b"")

@@ -22,6 +22,8 @@ class Ended(Enum):
     EXPIRED = "expired"
     CONTROLLED = "controlled"
     DEPENDENCY = "dependency"
+    SHELVED = "shelved"
+    """It has no outcome: it is kept, and run when somebody asks for it."""
 
 
 class TaskOptions(NamedTuple):
@@ -152,6 +154,13 @@ class CallsWithdrawn(NamedTuple):
     positions: dict[int, int]
 
 
+class BatchesShelved(NamedTuple):
+    """Calls of these batches are to stop, and to be kept; those that run, too. All workers' positions."""
+
+    batches: tuple[int, ...]
+    positions: dict[int, int]
+
+
 class TimesChecked(NamedTuple):
     """What each worker runs now and for how many seconds: its position and the time, by worker.
 
@@ -190,10 +199,11 @@ class WorkerJoined(NamedTuple):
 
 
 class WorkerLost(NamedTuple):
-    """A worker's process ended. `position` is what its slot says it ran last."""
+    """A worker's process ended. `position` is what its slot says it ran last; `innocent`: it was ended on purpose."""
 
     worker: int
     position: int
+    innocent: bool = False
 
 
 class WorkerPaused(NamedTuple):
@@ -260,6 +270,7 @@ Event: TypeAlias = (
     | CallFailed
     | RetryDue
     | CallsWithdrawn
+    | BatchesShelved
     | TimesChecked
     | WorkersMeasured
     | WorkerJoined

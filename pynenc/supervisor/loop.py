@@ -58,11 +58,11 @@ class Peer:
 
     __slots__ = (
         "_carrying",
-        "_loop",
         "_outgoing",
         "buffered",
         "connection",
         "descriptors",
+        "loop",
         "on_drained",
         "on_end",
         "on_frames",
@@ -80,7 +80,7 @@ class Peer:
         on_end: Callable[[Peer, str], None],
         max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._outgoing: deque[bytes | memoryview] = deque()
         self._carrying = 0
         self.connection = connection
@@ -98,7 +98,7 @@ class Peer:
         """Put a frame into the outgoing bytes; the loop sends them before it waits."""
         if self.open:
             if not self._outgoing:
-                self._loop.to_flush.append(self)
+                self.loop.to_flush.append(self)
             self._outgoing.append(frame)
             self.buffered += len(frame)
 
@@ -141,10 +141,10 @@ class Peer:
             try:
                 parts, sent = self._send_some()
             except BlockingIOError:
-                self._loop.wait_for_room(self)
+                self.loop.wait_for_room(self)
                 return
             except OSError as error:
-                self._loop.end(self, str(error))
+                self.loop.end(self, str(error))
                 return
             self.buffered -= sent
             for part in parts:

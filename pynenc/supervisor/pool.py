@@ -139,6 +139,19 @@ class Pool:
         for _ in range(self.size):
             self._spawn()
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the workers are ended for no fault of their calls."""
+        return self._ending
+
+    def end_workers(self) -> None:
+        """End all workers at once, and hand on what they had shipped."""
+        self._ending = True
+        self.loop.end(self._server, "its workers are ended")
+        self._fork_server.end()
+        for worker in list(self.workers.values()):
+            self._worker_gone(worker, "was ended with its supervisor")
+
     def close(self) -> None:
         """End all workers and the fork server, and wait until they are gone."""
         self._ending = True
@@ -244,14 +257,16 @@ class Pool:
         self.loop.end(worker.peer, death)
         self._free_slot(worker)
         self.lost[worker.number] = worker
-        if len(self.lost) > KEEP_LOST:
+        if len(self.lost) > KEEP_LOST and not self._ending:
             del self.lost[next(iter(self.lost))]
         self._on_ended(worker, position)
+        if self._ending:
+            return
         if self._early_deaths >= MAX_EARLY_DEATHS:
             self._on_hopeless(
                 f"{self._early_deaths} workers in a row died before they ran anything; the last one {death}"
             )
-        elif not self._ending and not worker.concurrent:  # Of those there are as many as are asked for.
+        elif not worker.concurrent:  # Of those there are as many as are asked for.
             self._spawn()
 
     def _free_slot(self, worker: Worker) -> None:

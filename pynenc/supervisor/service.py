@@ -57,6 +57,7 @@ class Supervisor:
         self._had_client = False
         self._lock: FileLock | None = None
         self._is_terminated = False
+        self._why_hopeless = ""
         self._greeting: set[Peer] = set()
         self._listener = _listen(settings["address"])
         self.pool = Pool(
@@ -66,13 +67,21 @@ class Supervisor:
             settings["persistent"],
             on_started=lambda worker: self.turn.worker_started(worker),
             on_ended=lambda worker, position: self.turn.worker_ended(worker, position),
-            on_hopeless=self._fail,
+            on_hopeless=self._is_hopeless,
         )
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
         measuring = Measuring(self.pool, settings)
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)
-        self.turn = Turn(self.store, orchestrator, payloads, self.pool, measuring, settings["client_buffer_bytes"])
+        self.turn = Turn(
+            self.store,
+            orchestrator,
+            payloads,
+            self.pool,
+            measuring,
+            settings["client_buffer_bytes"],
+            settings["on_client_loss"],
+        )
         self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit), self.turn.refused)
         self.turn.loop = self.loop
 
@@ -82,6 +91,8 @@ class Supervisor:
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
+        if self._settings["takes_up"]:
+            self.turn.begin()
         self.loop.run()
 
     def withdraw(self) -> None:
@@ -96,20 +107,37 @@ class Supervisor:
         self.store.close()
 
     def _on_turn(self) -> None:
-        self._guard(self.turn.run)
-        if self._is_terminated or (self.turn.interrupted and not self.pool.persistent):
-            self._fail("it was ended, by SIGTERM or by Ctrl-C in a script")
-        elif self.turn.stopped:
-            self._fail("it was stopped: pynenc runner stop --now")
-        elif (
-            self._had_client
-            and not self._greeting
-            and not self.turn.has_clients()
-            and not self.pool.persistent
-            and self.turn.drained()
-            and self.pool.is_settled
-        ):
-            self._end()
+        self._guard(self._turn)
+
+    def _turn(self) -> None:
+        self.turn.run()
+        why = self._why_stopped()
+        if why:
+            self._stop(why)
+        elif not self._greeting and not self.turn.has_clients() and self.turn.drained() and self.pool.is_settled:
+            self.turn.raise_mark()
+            if self._had_client and not self.pool.persistent:
+                self._end()
+
+    def _why_stopped(self) -> str:
+        if self._why_hopeless:
+            return self._why_hopeless
+        if self._is_terminated:
+            return "it was ended by SIGTERM"
+        if self.turn.stopping.all_interrupted:
+            return "the script was interrupted"
+        if self.turn.stopped:
+            return "it was stopped: pynenc runner stop --now"
+        return ""
+
+    def _stop(self, why: str) -> None:
+        """End at once, and on purpose: what is not finished is kept until somebody asks for it."""
+        self.pool.end_workers()
+        self.turn.shelve()
+        self._fail(f"{why}; its calls are kept: pynenc resume runs them")
+
+    def _is_hopeless(self, why: str) -> None:
+        self._why_hopeless = why
 
     def _guard(self, step: Callable[[], None]) -> None:
         """Do what may find that the database takes nothing, which ends the supervisor."""
@@ -197,6 +225,7 @@ class Supervisor:
 
     def _stranger_left(self, peer: Peer, why: str) -> None:
         self._greeting.discard(peer)
+        self._had_client = True  # Perhaps the one that started this was interrupted before it could say anything.
 
     def _stranger_stays(self, peer: Peer) -> None:
         if peer in self._greeting:

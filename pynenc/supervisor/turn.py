@@ -75,7 +75,6 @@ from pynenc.supervisor.events import (
     StopCall,
     StopsChecked,
     TaskDeclared,
-    TaskOptions,
     ThreadsWait,
     TimesChecked,
     UncutWorker,
@@ -86,14 +85,17 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
 )
+from pynenc.supervisor.groups import Groups
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.orders import Order, tell
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool, Worker
+from pynenc.supervisor.recovery import Recovery, Resumption
 from pynenc.supervisor.refusals import Refusals
 from pynenc.supervisor.report import Report
+from pynenc.supervisor.stopping import Stopping
 from pynenc.supervisor.task import Task
 
 MAX_UNREAD = 10_000
@@ -103,6 +105,9 @@ MAX_CLIENT = MAX_BATCH >> BATCH_NUMBER_BITS
 
 COMMITTED_EVERY = 16
 """After so many batches a client is told that they are committed, so that it need not keep them."""
+
+LAST_EFFECTS = (KeepOutcome, KeepAttempt, KeepTransition, EndCalls, FailLost, BatchFinished)
+"""What is still done when the workers have been ended."""
 
 
 class Client:
@@ -114,13 +119,29 @@ class Client:
         unread: How many answers it may not have read yet.
         uncommitted: How many batches came since it was told up to which they are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
+        has_left: Whether it has said goodbye, or was interrupted.
+        numbers: Its number, and those that other supervisors had given it.
     """
 
-    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks", "uncommitted", "unread")
+    __slots__ = (
+        "backlog",
+        "has_left",
+        "is_worker",
+        "number",
+        "numbers",
+        "peer",
+        "pid",
+        "tasks",
+        "uncommitted",
+        "unread",
+    )
 
-    def __init__(self, number: int, peer: Peer, is_worker: bool) -> None:
+    def __init__(self, number: int, peer: Peer, pid: int, is_worker: bool) -> None:
         self.number = number
+        self.numbers = {number}
+        self.pid = pid
         self.is_worker = is_worker
+        self.has_left = False
         self.peer = peer
         self.tasks: dict[int, Task] = {}
         self.uncommitted = self.unread = 0
@@ -133,6 +154,11 @@ class Turn:
     Args:
         measuring: Reads the workers' memory.
         client_buffer_bytes: How many outcome bytes wait in memory for a client that does not read.
+        on_client_loss: What becomes of the calls of a client that leaves without goodbye; `conf/config_runner.py`.
+
+    Attributes:
+        stopped: Whether a client has asked that all ends now.
+        stopping: What becomes of the calls of clients that are interrupted or lost.
     """
 
     def __init__(
@@ -143,6 +169,7 @@ class Turn:
         pool: Pool,
         measuring: Measuring,
         client_buffer_bytes: int,
+        on_client_loss: str = "DRAIN",
     ) -> None:
         self.loop: Loop
         self.clients: dict[int, Client] = {}
@@ -151,11 +178,14 @@ class Turn:
         self._payloads = payloads
         self._pool = pool
         self._measuring = measuring
-        self.interrupted = False
         self.stopped = False
+        self._interrupter: tuple[Peer, int] | None = None
+        self._is_last = False
+        self._is_recovering = False
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
+        self._groups = Groups()
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
         self._dependents: set[int] = set()
         self._came: set[int] = set()  # The batches of this turn, of which the rules have not heard yet.
@@ -163,6 +193,26 @@ class Turn:
         self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures, measuring)
         self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring)
+        self._recovery = Recovery(
+            store,
+            orchestrator,
+            payloads,
+            self._endings,
+            self._tasks,
+            lambda event: self._events.append((event, None)),
+            self._keep,
+        )
+        self.stopping = Stopping(
+            self.clients,
+            self._watchers,
+            self._recovery,
+            orchestrator,
+            pool,
+            store,
+            lambda event: self._events.append((event, None)),
+            self._catch_up,
+            on_client_loss,
+        )
         self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
@@ -170,7 +220,10 @@ class Turn:
 
     def run(self) -> None:
         """Apply the rules to what has come, commit, and put what is to be sent into the peers' hands."""
-        if not self._events and not self._after_commit:
+        if self._recovery.has_work and not self._is_recovering:
+            self._is_recovering = True
+            self.loop.call_in(0, self._recover_more)  # A piece in each turn.
+        if not (self._events or self._after_commit or self._deliveries):
             return
         events, self._events = self._events, []
         self._came.clear()
@@ -178,9 +231,12 @@ class Turn:
             if type(event) is BatchArrived or type(event) is BatchOffered or type(event) is BatchRecovered:
                 event = self._with_settled(event)
             for effect in self._orchestrator.handle(event):
-                self._apply(effect, outcome)
-        for effect in self._orchestrator.lease_ready_calls():
-            self._apply(effect, None)
+                if not self._is_last or isinstance(effect, LAST_EFFECTS):
+                    self._apply(effect, outcome)
+        self._recovery.arrived()
+        if not self._is_last:
+            for effect in self._orchestrator.lease_ready_calls():
+                self._apply(effect, None)
         if not self._leases_wait:
             self.loop.flush()
             if not self._deliveries and not self._after_commit:
@@ -191,8 +247,9 @@ class Turn:
         for outcome in self._deliveries:
             self._deliver(outcome)
         if self._watchers:  # Only now: the last outcomes of a batch may be several.
-            for batch in {outcome.batch for outcome in self._deliveries} - self._orchestrator.batches.keys():
-                self._watchers.pop(batch, None)
+            for batch in {outcome.batch for outcome in self._deliveries}:
+                if not self._recovery.is_there(batch):
+                    self._watchers.pop(batch, None)
         self._deliveries.clear()
         for peer, answer in self._after_commit:
             peer.send(answer)
@@ -209,14 +266,44 @@ class Turn:
 
     def drained(self) -> bool:
         """Whether no call waits for its outcome and nobody waits for an answer."""
-        return not self._orchestrator.batches and not self._events and not self._after_commit
+        coming = self._events or self._after_commit or self._deliveries
+        return not self._orchestrator.batches and not coming and self._recovery.is_done
+
+    # Beginning and ending.
+
+    def begin(self) -> None:
+        """Take up what a supervisor that was killed has left."""
+        self._recovery.begin()
+        self.run()
+
+    def raise_mark(self) -> None:
+        """All is finished: should this supervisor be killed, the next one need not look at what was until now."""
+        if self._recovery.has_begun:
+            self._store.shelf.settle(min(self.clients, default=None))
+
+    def shelve(self) -> None:
+        """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are."""
+        self._is_last = True
+        self._catch_up()
+        batches = self._orchestrator.batches
+        self._store.shelf.put(batches)
+        if self._recovery.has_begun and self._recovery.is_done:
+            self._store.shelf.settle()
+        if self._interrupter is not None:
+            peer, token = self._interrupter
+            kept = sum(batch.unfinished for batch in batches.values())
+            peer.send(json_frame(Kind.REPORT, token=token, kept=kept))
+
+    def _recover_more(self) -> None:
+        self._is_recovering = False
+        self._recovery.step()
 
     # What clients send.
 
     def client_joined(self, peer: Peer, pid: int, is_worker: bool) -> int:
         """Give a client its number and begin to listen to it."""
         number = self._store.add_client(pid)
-        client = Client(number, peer, is_worker)
+        client = Client(number, peer, pid, is_worker)
         self.clients[number] = client
         peer.role = client
         peer.on_frames = self.client_frames
@@ -247,14 +334,24 @@ class Turn:
             elif kind == Kind.ADOPT:
                 self._adopt(client, Fields.of("a client that comes over", body))
             elif kind == Kind.GOODBYE:
-                self.interrupted = self.interrupted or (body == b"interrupted" and self._is_only_client(client))
+                client.has_left = True
                 self.loop.end(peer, "it said goodbye")
                 return
             else:
                 raise ProtocolError(f"a client sent a frame of kind {kind}")
 
-    def _is_only_client(self, client: Client) -> bool:
-        return all(other is client or other.is_worker for other in self.clients.values())
+    def _interrupt(self, asking: Client, number: int, token: int) -> None:
+        """A client, which tells this over another connection of its own, is interrupted."""
+        kept = self.stopping.interrupt(number, asking)
+        if kept is None:
+            self._interrupter = (asking.peer, token)
+        else:
+            self._after_commit.append((asking.peer, json_frame(Kind.REPORT, token=token, kept=kept)))
+
+    def _catch_up(self) -> None:
+        """Have all that has come known to the rules, and in the database."""
+        self.run()
+        self.commit()
 
     def _batch_came(self, client: Client, batch: Batch) -> None:
         task = client.tasks.get(batch.task)
@@ -319,60 +416,30 @@ class Turn:
         token = fields.integer("token", default=0)
         for number in numbers:
             self.clients.setdefault(number, client)
+        client.numbers.update(numbers)
+        if numbers:
+            self._store.shelf.unsettle(min(numbers))
         unknown = [number for number in batches if not self._recover(client, number)]
         self._answer(client, json_frame(Kind.REPORT, token=token, unknown=unknown))
 
     def _recover(self, client: Client, number: int) -> bool:
-        """Take a batch up that was committed by another supervisor; False when none was."""
-        batch = self._store.batch(number)
-        if batch is None:
-            return False
-        if self.clients.get(number >> BATCH_NUMBER_BITS) is not client:
+        """Have a batch run that was committed by another supervisor; False when none was."""
+        is_known, outcomes = self._recovery.adopt(client.number, number)
+        if is_known and self.clients.get(number >> BATCH_NUMBER_BITS) is not client:
             self._watchers.setdefault(number, set()).add(client.number)
-        results, failures = self._store.outcomes_of(number)
-        self._deliveries += [*results, *failures]
-        succeeded, failed = [one[1:3] for one in results], [one[1:3] for one in failures]
-        left = batch.count - sum(stop - first for first, stop in (*succeeded, *failed))
-        if not left or number in self._orchestrator.batches:
-            return True
-        if not self._know_task(batch.task).rerun_on_worker_loss:
-            self._keep_from_running(batch, [*succeeded, *failed])
-            return True
-        extras = Extras.from_bytes(batch.extras, batch.count)
-        arrived = BatchArrived(number, batch.task, batch.count, batch.group or number >> BATCH_NUMBER_BITS, extras)
-        self._payloads.add(batch)
-        self._events.append((BatchRecovered(arrived, succeeded, failed, self._store.retries_of(number)), None))
-        return True
-
-    def _keep_from_running(self, batch: Batch, ended: list[tuple[int, int]]) -> None:
-        """End calls that must not run twice: some of them may have begun."""
-        start = 0
-        for first, stop in [*sorted(ended), (batch.count, batch.count)]:
-            if start < first:
-                self._keep(self._endings.of_dead_supervisor(batch, start, first))
-            start = stop
-
-    def _know_task(self, number: int) -> TaskOptions:
-        """Take in a task that a client has declared to another supervisor."""
-        import json
-
-        task_id, options, context = self._store.task(number)
-        rules = TaskOptions(**json.loads(options))
-        if number not in self._tasks:
-            self._tasks[number] = Task(number, task_id, json.loads(context))
-            self._events.append((TaskDeclared(number, rules), None))
-        return rules
+        self._deliveries += outcomes
+        return is_known
 
     def _watch(self, client: Client, batch: int) -> None:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
-        if batch in self._orchestrator.batches:
+        live = self._recovery.is_there(batch)
+        if live:
             self._watchers.setdefault(batch, set()).add(client.number)
         results, failures = self._store.outcomes_of(batch)
         for one in results:
             client.peer.send(one.to_frame())
         for failure in failures:
             client.peer.send(failure.to_frame())
-        live = batch in self._orchestrator.batches
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
 
     def _cancel(self, fields: Fields) -> None:
@@ -393,15 +460,28 @@ class Turn:
             answer = self._report.all()
         elif what == "name_group":
             named = (fields.text("task"), fields.text("name"), fields.integer("group", MAX_BATCH))
-            answer = {"group": self._store.name_group(*named)}
+            self._name_group(client, *named, token)
+            return
+        elif what == "group_made":
+            self._groups.release(fields.integer("group", MAX_BATCH), client.number)
+            answer = {}
+        elif what == "interrupt":
+            self._interrupt(client, fields.integer("client", MAX_CLIENT), token)
+            return
+        elif what == "resume":
+            self._resume(client, token, fields.integer("ended"))
+            return
+        elif what == "resumed":
+            answer = {"left": sum(one.left for one in self._recovery.resumptions if one.client == client.number)}
         elif what == "stop":
             self.stopped = fields.flag("now", default=False)
             self._pool.persistent = False
             answer = {}
         elif what == "purge":
-            if not self.drained():
+            if self._orchestrator.batches or self._events or self._after_commit:
                 answer = {"error": "calls are still running or waiting to run"}
             else:
+                self._recovery.drop()
                 self._store.purge()
                 answer = {}
         else:
@@ -426,10 +506,40 @@ class Turn:
             who = f"worker {role.number} (pid {role.pid})" if isinstance(role, Worker) else "a stranger"
         self.refusals.add(who, why)
 
+    def _name_group(self, client: Client, task: str, name: str, fresh: int, token: int) -> None:
+        """Answer with the group of a name, as soon as nobody else makes calls of it; those that it has go on."""
+        group = self._store.name_group(task, name, fresh)
+
+        def granted() -> None:
+            if group != fresh:
+                self._recovery.take_up_group(group, client.number)
+            self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=token, group=group)))
+
+        self._groups.claim(group, client.number, granted)
+
+    def _resume(self, client: Client, token: int, ended: int) -> None:
+        """Take up what nobody runs. The client is told what that is, and later that it has ended."""
+
+        def tell(token: int, **fields: Any) -> None:
+            self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=token, **fields)))
+
+        self._recovery.resume(
+            Resumption(
+                client.number,
+                begun=lambda batches, counts: tell(token, batches=batches, counts=counts),
+                ended=lambda: tell(ended),
+            )
+        )
+
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
-        for number in [number for number, known in self.clients.items() if known is client]:
-            del self.clients[number]
+        if not (client.has_left or client.is_worker):
+            self.stopping.lost(client, self.loop)
+        for number in client.numbers:
+            if self.clients.get(number) is client:
+                del self.clients[number]
+        self._recovery.forget(client.number)
+        self._groups.forget(client.number)
         for watchers in self._watchers.values():
             watchers.discard(client.number)
         for worker in self._pool.workers.values():
@@ -486,7 +596,7 @@ class Turn:
     def worker_ended(self, worker: Worker, position: int) -> None:
         """A worker's process is gone, and all that it had sent is read."""
         self._measuring.note_death(worker)
-        self._events.append((WorkerLost(worker.number, position), None))
+        self._events.append((WorkerLost(worker.number, position, self._pool.is_ending), None))
 
     # What the rules ask for.
 
@@ -502,6 +612,7 @@ class Turn:
             case BatchFinished():
                 self._payloads.drop(effect.batch)
                 self._dependents.discard(effect.batch)
+                self._recovery.finished(effect.batch)
             case FailLost():
                 self._keep(self._endings.of_lost(effect))
             case EndCalls():
@@ -593,6 +704,7 @@ class Turn:
             self._store.add_failure(outcome)
             for index in range(outcome.first, outcome.stop):
                 self._failures[invocation_number(outcome.batch, index)] = outcome
+        self._recovery.outcomes_kept(outcome.batch, outcome.stop - outcome.first)
         self._deliveries.append(outcome)
 
     def _keep_transition(self, step: KeepTransition) -> None:
@@ -650,6 +762,8 @@ class Turn:
         self._events.append((event, None))
 
     def _end_calls(self, ended: EndCalls) -> None:
+        if ended.why is Ended.SHELVED:
+            return
         failure = self._endings.of_ended(ended)
         if ended.again:
             self._store.add_failure(failure)

@@ -68,10 +68,14 @@ def start_module(
     # A file that is duplicated onto itself is one that the new program keeps; what that starts does not get it.
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]
     arguments = [sys.executable, "-P", "-c", _PROGRAM, module]
+    whole = os.environ if environment is None else environment
     try:
-        pid = os.posix_spawn(
-            sys.executable, arguments, os.environ if environment is None else environment, file_actions=actions
-        )
+        try:
+            # Before its first instruction, so that no Ctrl-C at this terminal hits it.
+            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions, setsid=new_session)
+            new_session = False
+        except NotImplementedError:
+            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions)
     finally:
         os.close(theirs)
     with contextlib.suppress(BrokenPipeError), open(ours, "wb") as pipe:

@@ -17,6 +17,7 @@ from pynenc.supervisor.events import (
     AddWorker,
     AnswerOffer,
     BatchArrived,
+    BatchesShelved,
     BatchFinished,
     BatchOffered,
     BatchRecovered,
@@ -447,6 +448,25 @@ class Cluster(RuleBasedStateMachine):
         extras = Extras(registration=column, arguments=arguments.encode().ljust(KEY_BYTES) * count)
         batch = self.add(1, count, extras)
         self.tell(BatchOffered(BatchArrived(batch, 1, count, 2, extras), self.positions()))
+
+    @precondition(lambda self: self.sizes.keys() - self.finished)
+    @rule(data=st.data())
+    def shelve(self, data: st.DataObject) -> None:
+        """A client is interrupted: some batches stop, without that calls fail because of others that stop as well."""
+        unfinished = sorted(self.sizes.keys() - self.finished)
+        batches = data.draw(st.sets(st.sampled_from(unfinished), min_size=1))
+        before = set(self.outcomes)
+        self.tell(BatchesShelved(tuple(sorted(batches)), self.positions()))
+        at_once = {call: how for call, how in self.outcomes.items() if call not in before and call[0] in batches}
+        assert set(at_once.values()) <= {"shelved"}
+        assert not any(ready.batch in batches for ready in self.queued())
+        running = [
+            leased.calls.batch
+            for number, worker in self.orchestrator.workers.items()
+            for leased in worker.outstanding
+            if leased.position <= self.workers[number].position < leased.end and not worker.is_dying and not worker.cut
+        ]
+        assert not batches.intersection(running), "nobody would stop it"
 
     def check_answer(self, answer: AnswerOffer) -> None:
         extras = self.extras[answer.batch]

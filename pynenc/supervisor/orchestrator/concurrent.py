@@ -65,7 +65,7 @@ class Concurrent(Losses):
             for leased in worker.held.values():
                 calls = leased.calls
                 if calls.batch == event.batch and event.first <= calls.first < event.stop:
-                    self.batches[event.batch].withdrawn[calls.first] = Ended.CANCELLED  # Should its worker die.
+                    self.batches[event.batch].withdrawn[calls.first] = event.why  # Should its worker die.
                     effects += [StopCall(number, leased.position), *self._watch_times()]
         return effects
 

@@ -103,9 +103,20 @@ class Leasing(Arrivals):
                 worker.doomed = None  # Its call ended by itself.
             elif worker.cut[0] <= doomed + 1:
                 effects += self._kill(event.worker, worker)
+        if worker.doomed is None and self._is_shelved(worker, event.position):
+            # It had begun this call before the cut was there; it begins no other, so nobody else's is hit.
+            worker.doomed = (event.position, Ended.SHELVED)
+            effects += self._kill(event.worker, worker)
         if worker.wanted is not None:
             effects += self._cut(event.worker, worker, worker.wanted)
         return effects
+
+    def _is_shelved(self, worker: WorkerLeases, position: int) -> bool:
+        leased = worker.leased_at(position)
+        if leased is None:
+            return False
+        index = leased.calls.first + position - leased.position
+        return self.batches[leased.calls.batch].withdrawn.get(index) is Ended.SHELVED
 
     def cut_reached(self, event: CutReached) -> list[Effect]:
         """The worker stands at its cut with empty hands, so it can be leased calls again."""

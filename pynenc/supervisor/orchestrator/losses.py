@@ -33,7 +33,7 @@ class Losses(Leasing):
                     effects += self._doomed_call(at, leased, worker.doomed[1], paused[leased.position])
                 else:
                     # It had begun; and if the calls it makes kill workers, it must not run for ever.
-                    blamed = at if worker.doomed is None else at._replace(position=0)
+                    blamed = at if worker.doomed is None and not loss.innocent else at._replace(position=0)
                     effects += self._lost_call(blamed, leased, leased.position)
                 continue
             begun = min(max(loss.position + 1, leased.position), leased.end)
@@ -47,7 +47,7 @@ class Losses(Leasing):
                 effects += self._doomed_call(loss, leased, worker.doomed[1])
                 begun -= 1
             # What was ended because of a call that it ran on top of did nothing wrong.
-            blamed = loss if worker.doomed is None else loss._replace(position=0)
+            blamed = loss if worker.doomed is None and not loss.innocent else loss._replace(position=0)
             for position in range(begun - 1, leased.position - 1, -1):
                 effects += self._lost_call(blamed, leased, position)
         for key in self.keys.let_all_go(loss.worker):
@@ -56,6 +56,8 @@ class Losses(Leasing):
 
     def _doomed_call(self, loss: WorkerLost, leased: Leased, why: Ended, began: float = 0.0) -> list[Effect]:
         """End the call because of which its worker was ended, or try it again."""
+        if why is Ended.SHELVED:
+            return self._lost_call(loss._replace(position=0), leased, loss.position)
         calls = leased.since(loss.position).before(loss.position + 1).calls
         task = self.tasks[calls.task]
         options = task.options
@@ -88,7 +90,7 @@ class Losses(Leasing):
                 effects += self._put_back(leased.calls)
             else:
                 # If its worker was ended because of another call, it did nothing wrong.
-                blamed = at if worker.doomed is None else at._replace(position=0)
+                blamed = at if worker.doomed is None and not loss.innocent else at._replace(position=0)
                 effects += self._lost_call(blamed, leased, leased.position, in_company, worker.is_dying)
         return effects
 

@@ -89,6 +89,11 @@ class Outcomes:
             return list(self.concurrent[number].held.values())
         return list(self.workers[number].outstanding) if number in self.workers else []
 
+    def in_hands_of(self, number: int) -> list[Leased]:
+        """The same, with the calls that wait for others."""
+        worker = self.workers.get(number)
+        return self.held_by(number) + ([waiting for waiting, _ in worker.paused] if worker is not None else [])
+
     def calls_succeeded(self, event: CallsSucceeded) -> list[Effect]:
         """Keep results, unless the calls were taken from the worker in the meantime."""
         worker = self.workers.get(event.worker) or self.concurrent.get(event.worker)
@@ -115,6 +120,9 @@ class Outcomes:
         task.learn(1, event.seconds)
         effects = self._let_go(event.worker, self._range(event.batch, event.index, event.index + 1))
         retries = batch.retries.get(event.index, 0)
+        if batch.withdrawn.get(event.index) is Ended.SHELVED and task.options.rerun_on_worker_loss:
+            # Whether it failed, or was stopped in its middle, nobody can tell.
+            return effects + self._end(self._range(event.batch, event.index, event.index + 1), Ended.SHELVED)
         if event.retry_s == NOT_RETRIABLE or event.index in batch.withdrawn or retries >= task.options.max_retries:
             effects.append(KeepOutcome(event.batch, event.index))
             effects += self._failed(event.batch, event.index, event.index + 1)

@@ -11,6 +11,7 @@ from typing import assert_never
 from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import (
     BatchArrived,
+    BatchesShelved,
     BatchOffered,
     BatchRecovered,
     CallFailed,
@@ -96,6 +97,8 @@ class Orchestrator(Recycling):
                 return self.retry_due(event)
             case CallsWithdrawn():
                 return self.calls_withdrawn(event)
+            case BatchesShelved():
+                return self.batches_shelved(event)
             case TimesChecked():
                 return self.times_checked(event)
             case WorkersMeasured():
@@ -130,6 +133,22 @@ class Orchestrator(Recycling):
             effects += self._withdraw_from(number, worker, event, event.positions.get(number, 0))
         return effects + (self._stop_running(event) if event.force else [])
 
+    def batches_shelved(self, event: BatchesShelved) -> list[Effect]:
+        """Stop all calls of some batches; they get no outcome.
+
+        Those that wait for results of each other are taken out first, so that none of them fails because of another.
+        """
+        batches = [number for number in event.batches if number in self.batches]
+        waiting = {number: self.dependencies.remove(number, 0, self.batches[number].count) for number in batches}
+        effects: list[Effect] = []
+        for number in batches:
+            for index in waiting[number]:
+                effects += self._end(self._range(number, index, index + 1), Ended.SHELVED)
+            if number in self.batches:
+                count = self.batches[number].count
+                effects += self.calls_withdrawn(CallsWithdrawn(number, 0, count, Ended.SHELVED, True, event.positions))
+        return effects
+
     def _withdraw_kept_back(self, event: CallsWithdrawn, batch: UnfinishedBatch) -> list[Effect]:
         """End those of the calls that wait for their keys, or for results of others."""
         effects: list[Effect] = []
@@ -149,6 +168,8 @@ class Orchestrator(Recycling):
 
     def _withdraw_from(self, number: int, worker: WorkerLeases, event: CallsWithdrawn, position: int) -> list[Effect]:
         begun = doomed = False
+        shelved = event.why is Ended.SHELVED
+        why = Ended.SHELVED if shelved else Ended.KILLED
         for leased in worker.outstanding:
             _, inside = leased.calls.split(event.first, event.stop)
             if inside is None or leased.calls.batch != event.batch:
@@ -157,15 +178,19 @@ class Orchestrator(Recycling):
                 continue
             for index in range(inside.first, inside.stop):
                 at = leased.position + index - leased.calls.first
-                if at > position:
+                if (
+                    at > position or shelved
+                ):  # What has run and was not shipped is kept back, too, should the worker die.
                     self.batches[event.batch].withdrawn[index] = event.why
                     begun = True
-                elif at == position and event.force:
-                    worker.doomed = (position, Ended.KILLED)
+                if at == position and event.force:
+                    worker.doomed = (position, why)
                     doomed = True
         for leased, _ in worker.paused:
             if event.force and leased.calls.batch == event.batch and event.first <= leased.calls.first < event.stop:
-                worker.doomed = (leased.position, Ended.KILLED)
+                if shelved:
+                    self.batches[event.batch].withdrawn[leased.calls.first] = event.why
+                worker.doomed = (leased.position, why)
                 doomed = True
         return self._cut(number, worker, position + 1) if begun or doomed else []
 
@@ -191,8 +216,9 @@ class Orchestrator(Recycling):
             concurrent = self.concurrent.get(number)
             if concurrent is not None and concurrent.doomed is None and position in concurrent.held:
                 calls = concurrent.held[position].calls
-                is_cancelled = calls.first in self.batches[calls.batch].withdrawn
-                concurrent.doomed = (position, Ended.KILLED if is_cancelled else Ended.TIMED_OUT)
+                withdrawn = self.batches[calls.batch].withdrawn.get(calls.first)
+                why = Ended.TIMED_OUT if withdrawn is None else Ended.KILLED
+                concurrent.doomed = (position, withdrawn if withdrawn is Ended.SHELVED else why)
                 effects.append(KillWorker(number))
         held = [
             one.calls
