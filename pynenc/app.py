@@ -240,6 +240,7 @@ class Pynenc:
 
         sources = (self.config_values, self.config_filepath)
         runner, broker = ConfigRunner(*sources), ConfigBroker(*sources)
+        stored = ConfigStateBackend(*sources)
         cpus = usable_cpus()
         workers = self.conf.num_workers or cpus
         return {
@@ -249,7 +250,10 @@ class Pynenc:
             "worker_environment": thread_caps(workers, runner.worker_blas_threads, cpus),
             "start_timeout_s": runner.start_timeout_s,
             "persistent": False,
-            "durability": ConfigStateBackend(*sources).durability.name,
+            "durability": stored.durability.name,
+            "disk_timeout_s": stored.disk_timeout_s,
+            "retention": stored.retention,
+            "max_state_bytes": stored.max_state_size,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,
             "client_buffer_bytes": ConfigOrchestrator(*sources).client_buffer_bytes,

@@ -35,6 +35,7 @@ class Connection:
         client: The number that the supervisor gave this client.
         on_read: Called after each read by whichever thread has read.
         is_closed: Whether it ended because one of both sides wanted it to.
+        gave_up: Why the supervisor gave up so that another one can begin anew; empty when it did not.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Connection:
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
         self.is_closed = False
+        self.gave_up = ""
         self.on_read: Callable[[], None] | None = None
         try:
             self.client, self.supervisor_pid = self._shake_hands(address.key)
@@ -160,8 +162,12 @@ class Connection:
             raise self._lose("it ended")
         for kind, body in self._frames.feed(bytes(self._buffer[:count])):
             if kind == Kind.REFUSED:
-                self.is_closed = True
-                self.lost = SupervisorLostError(str(json_from(body).get("error")))
+                fields = json_from(body)
+                self.lost = SupervisorLostError(str(fields.get("error")))
+                if fields.get("again"):
+                    self.gave_up = str(self.lost)
+                else:
+                    self.is_closed = True
                 raise self.lost
             self._on_frame(kind, body)
         with self._turn:
@@ -199,11 +205,19 @@ class Connection:
                 received = b""
             if not received:
                 raise SupervisorLostError("the supervisor closed the connection during the handshake")
-            for kind, body in self._frames.feed(received):
+            frames = self._frames.feed(received)
+            for at, (kind, body) in enumerate(frames):
                 if kind == Kind.REFUSED:
-                    raise RunnerError(str(json_from(body).get("error")))
+                    fields = json_from(body)
+                    why = str(fields.get("error"))
+                    raise SupervisorLostError(why) if fields.get("again") else RunnerError(why)
+                if kind == Kind.NOTICE:
+                    self._on_frame(kind, body)
+                    continue
                 if kind != expected:
                     raise ProtocolError(f"the supervisor sent a frame of kind {kind} during the handshake")
+                for early in frames[at + 1 :]:
+                    self._on_frame(*early)
                 return body
 
 

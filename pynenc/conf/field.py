@@ -140,6 +140,62 @@ def optional_seconds(doc: str) -> Field[float | None]:
     return Field(None, convert, "a number of seconds above 0, or none", doc)
 
 
+DURATIONS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+SIZES = {
+    "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40
+}  # fmt: skip
+
+
+def optional_duration(doc: str) -> Field[float | None]:
+    """A duration above 0, as seconds or with a unit, or none."""
+
+    def convert(value: Any) -> float | None:
+        if _is_none(value):
+            return None
+        converted = _measured(value, DURATIONS)
+        if converted <= 0:
+            raise ValueError
+        return converted
+
+    return Field(None, convert, "seconds above 0, or a duration like 45s, 30m, 12h, 7d, 4w, or none", doc)
+
+
+def optional_size(default: int | None, doc: str, least: int) -> Field[int | None]:
+    """A number of bytes, also with a unit, or none."""
+
+    def convert(value: Any) -> int | None:
+        if _is_none(value):
+            return None
+        converted = _measured(value, SIZES)
+        if converted < least:
+            raise ValueError
+        return int(converted)
+
+    return Field(default, convert, f"bytes, or a size like 500MB or 2GiB, of at least {least >> 20}MiB, or none", doc)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "none"))
+
+
+def _measured(value: Any, units: dict[str, Any]) -> float:
+    """A number, or a text of a number and a unit, in the unit that counts 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    factor = 1.0
+    if isinstance(value, str):
+        value = value.strip().lower()
+        unit = value.lstrip("0123456789.+-e ").strip() if value[-1:].isalpha() else ""
+        if unit:
+            if unit not in units:
+                raise ValueError
+            value, factor = value[: -len(unit)], units[unit]
+    converted = float(value) * factor
+    if not 0 <= converted < float("inf"):
+        raise ValueError
+    return converted
+
+
 def text(default: str, doc: str, choices: Iterable[str] = ()) -> Field[str]:
     """A text; with choices, one of them in any case."""
     allowed = {choice.upper(): choice for choice in choices}

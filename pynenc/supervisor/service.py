@@ -13,20 +13,23 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
+from pynenc.exceptions import ProtocolError, PynencError, RunnerError, StateBackendError
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.state_backend.faults import Fault
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.committing import log
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool
 from pynenc.supervisor.turn import Turn
+from pynenc.supervisor.upkeep import Upkeep
+from pynenc.system.descriptors import raise_limit
 from pynenc.system.lock import FileLock
 
 FIRST_CLIENT_S = 30.0
@@ -36,6 +39,14 @@ GREETING_S = 10.0
 """How long a connection may take to prove that it knows the key."""
 
 RETRY_END_S = 0.05
+
+OWN_DESCRIPTORS = 32
+"""Open files of a supervisor beside those for its workers, when it has a few clients."""
+
+NO_DESCRIPTORS = (
+    "the supervisor has no open files left for another client, which takes three: raise the limit (ulimit -n), or let fewer "
+    "scripts share it"
+)
 
 
 class Supervisor:
@@ -51,7 +62,9 @@ class Supervisor:
         self._key = bytes.fromhex(settings["key"])
         self._had_client = False
         self._is_terminated = False
+        self._over: StateBackendError | None = None
         self._greeting: set[Peer] = set()
+        _see_that_descriptors_suffice(settings["num_workers"])
         self._listener = _listen(settings["address"])
         self.pool = Pool(
             settings["num_workers"],
@@ -65,9 +78,11 @@ class Supervisor:
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares)
-        self.turn = Turn(self.store, orchestrator, payloads, self.pool, settings["client_buffer_bytes"])
-        self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit))
+        buffer_bytes, disk_timeout_s = settings["client_buffer_bytes"], settings["disk_timeout_s"]
+        self.turn = Turn(self.store, orchestrator, payloads, self.pool, buffer_bytes, disk_timeout_s)
+        self.loop = Loop(self._on_turn, self.turn.settle, json_frame(Kind.REFUSED, error=NO_DESCRIPTORS))
         self.turn.loop = self.loop
+        self.upkeep = Upkeep(self.loop, self.store, self.turn, settings["retention"], settings["max_state_bytes"])
 
     def serve(self) -> None:
         """Start the workers and turn until there is nothing left to do."""
@@ -75,17 +90,30 @@ class Supervisor:
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
-        self.loop.run()
+        self.upkeep.begin()
+        try:
+            self.loop.run()
+        except StateBackendError as error:
+            self._give_up(error)
 
     def close(self) -> None:
         """End the workers, close the database, take the address away."""
         self._listener.close()
         self.pool.close()
+        if self._over is not None:
+            self._hand_over(self._over)
+        else:
+            self.upkeep.finish()
         self.loop.close()
-        self.store.close()
+        try:
+            self.store.close()
+        except StateBackendError as error:
+            log(f"the supervisor ends: {error}")
 
     def _on_turn(self) -> None:
-        self._guard(self.turn.run)
+        self.turn.run()
+        if self.store.set_aside and self.turn.has_clients():
+            self._tell_of_new_database()
         if self._is_terminated or (self.turn.interrupted and not self.pool.persistent):
             self._fail("it was ended, by SIGTERM or by Ctrl-C in a script")
         elif self.turn.stopped:
@@ -99,20 +127,19 @@ class Supervisor:
         ):
             self._end()
 
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Do what may find that the database takes nothing, which ends the supervisor."""
-        try:
-            step()
-        except StateBackendError as error:
-            self._fail(str(error))
-
     def _end(self) -> None:
         """End, unless somebody is just about to connect.
 
         Whoever connects holds the start lock. So while the supervisor holds it, nobody does.
         """
         lock = FileLock(self._settings["start_lock"])
-        if not lock.acquire_nowait():
+        try:
+            is_held = lock.acquire_nowait()
+        except OSError:
+            self.store.see_that_it_is_there()  # Without its state directory, this ends another way.
+            self._fail(f"{self._settings['start_lock']} cannot be locked")
+            return
+        if not is_held:
             self.loop.call_in(RETRY_END_S, lambda: None)
             return
         if self._somebody_waits():
@@ -125,13 +152,20 @@ class Supervisor:
     def _somebody_waits(self) -> bool:
         import select
 
-        return bool(select.select([self._listener], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _remove_address(self) -> None:
         """Nobody finds this supervisor any more."""
-        for path in (self._settings["address"], self._settings["run_file"]):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        address, run_file = self._settings["address"], self._settings["run_file"]
+        with contextlib.suppress(OSError):
+            os.unlink(address)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            with open(run_file) as file:
+                is_ours = json.load(file)["address"] == address
+            if is_ours:  # The state directory may have been deleted, and made again by another supervisor's client.
+                os.unlink(run_file)
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self._settings["address"]))
 
@@ -145,6 +179,35 @@ class Supervisor:
         self.loop.flush()
         self._remove_address()
         self.loop.stop()
+
+    def _give_up(self, error: StateBackendError) -> None:
+        """End because of the database. Where a new one can be begun, another supervisor does that."""
+        if error.fault in (Fault.CORRUPT, Fault.GONE):
+            self._over = error
+        else:
+            self._fail(str(error))
+
+    def _hand_over(self, error: StateBackendError) -> None:
+        """Have the clients go on with another supervisor and a new database. The workers are gone."""
+        name = self.store.give_up(aside=error.fault == Fault.CORRUPT)
+        why = f"{error}; it was set aside as {name}" if name else str(error)
+        log(f"the supervisor ends: {why}")
+        self.turn.notify(f"{why}. Calls that were not finished may be lost; a new database is begun")
+        for client in self.turn.clients.values():
+            client.peer.send(json_frame(Kind.REFUSED, error=why, again=True))
+        self.loop.flush()
+        self._remove_address()
+
+    def _tell_of_new_database(self) -> None:
+        text = f"the database was damaged and is set aside as {self.store.set_aside}; a new one is begun"
+        if not self.store.set_aside.startswith(f"{self.store.path}.corrupt"):
+            text = (
+                f"the log of the database was damaged and is set aside as {self.store.set_aside}; what was committed last may "
+                "be missing"
+            )
+        self.store.set_aside = ""
+        log(text)
+        self.turn.notify(text)
 
     def _watch_signals(self) -> None:
         """SIGTERM ends the supervisor at the end of a turn; Ctrl-C is the client's business."""
@@ -198,9 +261,21 @@ class Supervisor:
             self._had_client = True
             number = self.turn.client_joined(peer, int(fields.get("pid", 0)), bool(fields.get("is_worker")))
             answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
-            peer.send(frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode()))
+            welcome = frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode())
+            self.turn.after_commit(peer, welcome)
         if frames[1:]:
             self.turn.client_frames(peer, frames[1:])
+
+
+def _see_that_descriptors_suffice(workers: int) -> None:
+    # The workers keep the limit that the user has set: the fork server was started before.
+    allowed = raise_limit()
+    needed = OWN_DESCRIPTORS + workers
+    if allowed < needed:
+        raise RunnerError(
+            f"{workers} workers need {needed} open files, and the limit is {allowed}: raise it (ulimit -n) or lower "
+            "num_workers (PYNENC__NUM_WORKERS)"
+        )
 
 
 def _listen(address: str) -> socket.socket:

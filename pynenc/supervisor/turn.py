@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, assert_never
 
-from pynenc.exceptions import ProtocolError
+from pynenc.exceptions import ProtocolError, StateBackendError
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
@@ -31,10 +32,12 @@ from pynenc.protocol.messages import (
     json_from,
     number_frame,
     number_from,
+    split_number,
 )
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.committing import Committing
 from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import (
     AddWorker,
@@ -98,9 +101,10 @@ class Client:
         tasks: Its own numbers of the tasks that it declared.
         uncommitted: How many batches came since it was told up to which they are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
+        named_groups: The named groups that it goes on with.
     """
 
-    __slots__ = ("backlog", "is_worker", "number", "peer", "tasks", "uncommitted")
+    __slots__ = ("backlog", "is_worker", "named_groups", "number", "peer", "tasks", "uncommitted")
 
     def __init__(self, number: int, peer: Peer, is_worker: bool) -> None:
         self.number = number
@@ -109,6 +113,7 @@ class Client:
         self.tasks: dict[int, Task] = {}
         self.uncommitted = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
+        self.named_groups: set[int] = set()
 
 
 class Turn:
@@ -116,10 +121,17 @@ class Turn:
 
     Args:
         client_buffer_bytes: How many outcome bytes wait in memory for a client that does not read.
+        disk_timeout_s: How long a database may take no commit.
     """
 
     def __init__(
-        self, store: Store, orchestrator: Orchestrator, payloads: Payloads, pool: Pool, client_buffer_bytes: int
+        self,
+        store: Store,
+        orchestrator: Orchestrator,
+        payloads: Payloads,
+        pool: Pool,
+        client_buffer_bytes: int,
+        disk_timeout_s: float,
     ) -> None:
         self.loop: Loop
         self.clients: dict[int, Client] = {}
@@ -127,24 +139,33 @@ class Turn:
         self._orchestrator = orchestrator
         self._payloads = payloads
         self._pool = pool
+        self.commits = Committing(
+            store,
+            disk_timeout_s,
+            payloads.memory_bytes,
+            notify=self.notify,
+            wake_in=lambda seconds: self.loop.call_in(seconds, lambda: None),
+            hold_clients=self._hold_clients,
+        )
         self.interrupted = False
         self.stopped = False
         self._client_buffer_bytes = client_buffer_bytes
         self._tasks: dict[int, Task] = {}
         self._watchers: dict[int, set[int]] = {}
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
-        self._dependents: set[int] = set()
+        self._dependents: dict[int, list[int]] = {}
+        self._depended_on: Counter[int] = Counter()
         self._failures: dict[int, Failure] = {}
         self._endings = Endings(store, pool, self._tasks, self._failures)
         self._report = Report(orchestrator, pool, self._tasks, self.clients)
-        self._leases_wait = False
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
         self._after_commit: list[tuple[Peer, bytes]] = []
 
     def run(self) -> None:
         """Apply the rules to what has come, commit, and put what is to be sent into the peers' hands."""
-        if not self._events and not self._after_commit:
+        held_back = self.commits.held_back
+        if not self._events and not self._after_commit and not held_back:
             return
         events, self._events = self._events, []
         for event, outcome in events:
@@ -152,14 +173,28 @@ class Turn:
                 event = self._with_settled(event)
             for effect in self._orchestrator.handle(event):
                 self._apply(effect, outcome)
+        if (held_back or self._is_depended_on()) and not self.commit():
+            return
         for effect in self._orchestrator.lease_ready_calls():
             self._apply(effect, None)
-        if not self._leases_wait:
-            self.loop.flush()
-            if not self._deliveries and not self._after_commit:
-                return  # Nobody is told anything, so what has come may be committed with what comes next.
-        self._leases_wait = False
-        self.commit()
+        self.loop.flush()
+        if self._deliveries or self._after_commit:
+            self.commit()  # Else nobody is told anything, so what has come may be committed with what comes next.
+
+    def _is_depended_on(self) -> bool:
+        """Whether a call that may be leased takes a result that is to be committed: its worker reads it from the database."""
+        on = self._depended_on
+        return bool(on) and any(outcome.batch in on for outcome in self._deliveries)
+
+    def commit(self) -> bool:
+        """Commit what has come, and tell whoever is to be told; whether that was possible."""
+        if not self.commits.commit():
+            return False
+        self._payloads.committed()
+        self._tell()
+        return True
+
+    def _tell(self) -> None:
         self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
@@ -171,10 +206,10 @@ class Turn:
             peer.send(answer)
         self._after_commit.clear()
 
-    def commit(self) -> None:
-        """Commit what has come; at the latest when the loop is about to sleep."""
-        self._store.commit()
-        self._payloads.committed()
+    def settle(self) -> None:
+        """Commit what has come, because the loop is about to sleep."""
+        if not self.commits.held_back:
+            self.commit()
 
     def has_clients(self) -> bool:
         """Whether anybody from outside is connected."""
@@ -182,20 +217,45 @@ class Turn:
 
     def drained(self) -> bool:
         """Whether no call waits for its outcome and nobody waits for an answer."""
-        return not self._orchestrator.batches and not self._events and not self._after_commit
+        if self._orchestrator.batches or self._events or self._after_commit:
+            return False
+        return not self.commits.held_back
+
+    def needed_batches(self) -> Callable[[int], bool]:
+        """Which batches must not be forgotten yet, and which named groups, by their first batch."""
+        clients = self.clients.values()
+        named = {group for client in clients for group in client.named_groups}
+        waiting = {split_number(number)[0] for client in clients for _, number in client.backlog}
+        unfinished = self._orchestrator.batches
+        return lambda batch: batch in unfinished or batch in self._depended_on or batch in waiting or batch in named
 
     # What clients send.
 
     def client_joined(self, peer: Peer, pid: int, is_worker: bool) -> int:
         """Give a client its number and begin to listen to it."""
-        number = self._store.add_client(pid)
+        number = self._store.add_client(pid)  # Who asked for it commits that, with `after_commit`.
         client = Client(number, peer, is_worker)
         self.clients[number] = client
         peer.role = client
         peer.on_frames = self.client_frames
         peer.on_end = self._client_left
         peer.on_drained = self._client_drained
+        if self.commits.why and not is_worker:
+            peer.send(json_frame(Kind.NOTICE, text=f"nothing is committed just now, so this waits: {self.commits.why}"))
         return number
+
+    def after_commit(self, peer: Peer, message: bytes) -> None:
+        """Send this once everything that has come up to now is committed."""
+        self._after_commit.append((peer, message))
+
+    def notify(self, text: str) -> None:
+        """Tell those in front of the screen something; workers are not."""
+        for client in {id(one): one for one in self.clients.values() if not one.is_worker}.values():
+            client.peer.send(json_frame(Kind.NOTICE, text=text))
+
+    def _hold_clients(self, held: bool) -> None:
+        for client in self.clients.values():
+            self.loop.hold(client.peer, held)
 
     def client_frames(self, peer: Peer, frames: Frames) -> None:
         """Take in what a client has sent."""
@@ -259,8 +319,9 @@ class Turn:
         arrived = event if isinstance(event, BatchArrived) else event.batch
         if not arrived.extras.dependencies:
             return event
-        self._dependents.add(arrived.batch)
-        self._store.commit()  # What has just been kept is looked up, too.
+        self._forget_dependencies(arrived.batch)
+        self._dependents[arrived.batch] = on_batches = [on.batch for on in arrived.extras.depended_on()]
+        self._depended_on.update(on_batches)
         settled: dict[tuple[int, int, int], int] = {}
         for on in arrived.extras.depended_on():
             if on.batch not in self._orchestrator.batches and on[1:] not in settled:
@@ -337,14 +398,14 @@ class Turn:
 
     def _watch(self, client: Client, batch: int) -> None:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
-        if batch in self._orchestrator.batches:
+        live = batch in self._orchestrator.batches or any(one.batch == batch for one in self._deliveries)
+        if live:
             self._watchers.setdefault(batch, set()).add(client.number)
         results, failures = self._store.outcomes_of(batch)
         for one in results:
             client.peer.send(one.to_frame())
         for failure in failures:
             client.peer.send(failure.to_frame())
-        live = batch in self._orchestrator.batches
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
 
     def _cancel(self, fields: dict[str, Any]) -> None:
@@ -365,9 +426,10 @@ class Turn:
         elif what == "counts":
             answer = self._report.counts_of(set(fields["batches"]))
         elif what == "report":
-            answer = self._report.all()
+            answer = {**self._report.all(), "waits_for_disk": self.commits.why}
         elif what == "name_group":
             group = self._store.name_group(str(fields["task"]), str(fields["name"]), int(fields["group"]))
+            client.named_groups.add(group)
             answer = {"group": group}
         elif what == "stop":
             answer = {}
@@ -376,12 +438,25 @@ class Turn:
         elif what == "purge":
             if not self.drained():
                 answer = {"error": "calls are still running or waiting to run"}
+            elif any(one.backlog for one in self.clients.values()):
+                answer = {"error": "results wait for a client that does not take them"}
             else:
-                self._store.purge()
-                answer = {}
+                answer = self._purge()
         else:
             raise ProtocolError(f"a client asked for {what!r}")
-        self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=fields.get("token", 0), **answer)))
+        message = json_frame(Kind.REPORT, token=fields.get("token", 0), **answer)
+        if what == "report":
+            client.peer.send(message)  # It says why nothing is committed, so it does not wait for that.
+        else:
+            self._after_commit.append((client.peer, message))
+
+    def _purge(self) -> dict[str, Any]:
+        try:
+            self._store.commit()
+            self._store.purge()
+        except StateBackendError as error:
+            return {"error": str(error)}
+        return {}
 
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
@@ -452,7 +527,7 @@ class Turn:
                 self._answer_offer(effect)
             case BatchFinished():
                 self._payloads.drop(effect.batch)
-                self._dependents.discard(effect.batch)
+                self._forget_dependencies(effect.batch)
             case FailLost():
                 self._keep(self._endings.of_lost(effect))
             case EndCalls():
@@ -501,14 +576,20 @@ class Turn:
 
     def _answer_offer(self, answer: AnswerOffer) -> None:
         client, batch, extras = self._offers.pop(answer.batch)
-        if not answer.reused:
+        if answer.reused:
+            self._forget_dependencies(batch.id)
+        else:
             self._take_batch(batch, extras)
         self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=batch.id, reused=answer.reused)))
 
+    def _forget_dependencies(self, of: int) -> None:
+        for batch in self._dependents.pop(of, ()):
+            self._depended_on[batch] -= 1
+            if not self._depended_on[batch]:
+                del self._depended_on[batch]
+
     def _lease(self, lease: LeaseCalls) -> None:
         worker = self._pool.workers[lease.worker]
-        if lease.batch in self._dependents:
-            self._leases_wait = True  # The worker reads results that may not be committed yet.
         self._direct_output(worker, lease.batch >> BATCH_NUMBER_BITS)
         if lease.task not in worker.tasks:
             worker.tasks.add(lease.task)
@@ -530,11 +611,13 @@ class Turn:
         if worker.output_of != wanted:
             worker.output_of = wanted
             files = client.peer.descriptors if client is not None else []
-            message = number_frame(Kind.OUTPUT, len(files))
             if files:
-                worker.peer.send_descriptors(message, files)
-            else:
-                worker.peer.send(message)
+                try:
+                    worker.peer.send_descriptors(number_frame(Kind.OUTPUT, len(files)), files)
+                    return
+                except OSError:
+                    worker.output_of = 0  # No descriptors are left: it prints to the supervisor's log for once.
+            worker.peer.send(number_frame(Kind.OUTPUT, 0))
 
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
