@@ -106,12 +106,13 @@ def supervisor() -> float:
         add_batch=lambda batch, extras: None,
         add_results=lambda results: None,
         commit=lambda: None,
-        shelf=None,
+        shelf=SimpleNamespace(has_taken=False),
+        see_that_it_is_there=lambda: None,
     )
     held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     measuring = Measuring(pool, app.supervisor_settings())  # type: ignore[arg-type]
-    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, measuring, 1 << 24)  # type: ignore[arg-type]
+    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, measuring, 1 << 24, 60.0)  # type: ignore[arg-type]
     turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda *_: None)  # type: ignore[assignment]
     turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
     turn.worker_started(held)  # type: ignore[arg-type]

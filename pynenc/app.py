@@ -253,6 +253,7 @@ class Pynenc:
 
         sources = (self.config_values, self.config_filepath)
         runner, broker = ConfigRunner(*sources), ConfigBroker(*sources)
+        stored = ConfigStateBackend(*sources)
         cpus = usable_cpus()
         workers = self.conf.num_workers or cpus
         return {
@@ -268,7 +269,10 @@ class Pynenc:
             "persistent": False,
             "on_client_loss": runner.on_client_loss.name,
             "takes_up": True,
-            "durability": ConfigStateBackend(*sources).durability.name,
+            "durability": stored.durability.name,
+            "disk_timeout_s": stored.disk_timeout_s,
+            "retention": stored.retention,
+            "max_state_bytes": stored.max_state_size,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,
             "client_buffer_bytes": ConfigOrchestrator(*sources).client_buffer_bytes,

@@ -188,7 +188,16 @@ class CycleDetectedError(PynencError):
 
 
 class StateBackendError(PynencError):
-    """The database of the state directory cannot be used."""
+    """The database of the state directory cannot be used.
+
+    Args:
+        message: Which file, why, and what to do.
+        fault: What is wrong, for whoever acts on it: a member of `pynenc.state_backend.faults.Fault`.
+    """
+
+    def __init__(self, message: str, fault: str = "") -> None:
+        super().__init__(message)
+        self.fault = fault
 
 
 class RunnerError(PynencError):

@@ -69,7 +69,7 @@ class Asking(Session):
         connection = self._connection
         assert connection is not None
         if context.nested_wait is None or not self._is_workers_own:
-            reached = self._wait_through(connection, done, timeout)
+            reached = self._wait_through(connection, done, timeout, awaited)
         else:
             unfinished = [submission for submission in awaited if submission.unfinished]
             for submission in unfinished:
@@ -83,8 +83,18 @@ class Asking(Session):
         self._run_ready()
         return reached
 
-    def _wait_through(self, connection: Connection, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait, also while one supervisor dies and another takes its work up."""
+    def _wait_through(
+        self,
+        connection: Connection,
+        done: Callable[[], bool],
+        timeout: float | None,
+        awaited: Sequence[Submission] = (),
+    ) -> bool:
+        """Wait, also while one supervisor dies and another takes its work up.
+
+        Raises:
+            RunnerError: There is none, or something of what is awaited was lost with the dead one.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._wait_interrupted = False
         while True:
@@ -97,6 +107,9 @@ class Asking(Session):
                 self._take_up(connection)
                 if done():
                     return True
+                for submission in awaited:
+                    if submission.unfinished and not submission.runner.runs_calls:
+                        submission.runner.wait_until(done)
                 connection = self._live_connection()
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -126,8 +139,9 @@ class Asking(Session):
         try:
             self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting), None, waiting)
         except RunnerError as error:
-            for submission in waiting:
-                submission.runner = LostRunner(self, error)
+            for submission in [one for one in waiting if not one.runner.runs_calls] or waiting:
+                if submission.runner.runs_calls:
+                    submission.runner = LostRunner(self, error)
                 if self._is_interrupted:
                     submission.callbacks = None  # There is nothing to tell them.
                 with self._callbacks_lock:
@@ -187,7 +201,7 @@ class Asking(Session):
             self.sync()
             stored = app.state_backend.batch(submission.number)
         if stored is None:
-            raise InvocationNotFoundError(submission.invocation_id(index), "its batch is not in the state backend")
+            raise InvocationNotFoundError(submission.invocation_id(index), self._why_not_found())
         entry = stored_arguments(stored.packing, stored.arguments, index)
         extras = Extras.from_bytes(stored.extras, stored.count)
         if not extras.common:
@@ -232,7 +246,7 @@ class Asking(Session):
         app = self._the_app()
         stored = app.state_backend.batch(batch)
         if stored is None or index >= stored.count:
-            raise InvocationNotFoundError(invocation_id, f"there is none in {app.state_backend.path}")
+            raise InvocationNotFoundError(invocation_id, self._why_not_found())
         return self.view(app.get_task(stored.task_id), batch, index, stored.count)
 
     def view(
@@ -261,9 +275,7 @@ class Asking(Session):
             return held
         stored = self.stored().batch(batch)
         if stored is None:
-            raise InvocationNotFoundError(
-                format_invocation_id(invocation_number(batch, 0)), "its batch is not in the state backend"
-            )
+            raise InvocationNotFoundError(format_invocation_id(invocation_number(batch, 0)), self._why_not_found())
         submission = Submission(self, batch, stored.count)
         self._bring_up(submission)
         return submission
@@ -314,6 +326,12 @@ class Asking(Session):
     def stored(self) -> StateBackend:
         """What is stored about the app's calls."""
         return self._the_app().state_backend
+
+    def _why_not_found(self) -> str:
+        return (
+            f"there is none in {self.stored().path}; if there was one, it may have been purged (app.purge(), retention, "
+            "max_state_size)"
+        )
 
     def _bring_up(self, submission: Submission) -> None:
         """Take in what is known of a batch, and have what is still to come delivered."""

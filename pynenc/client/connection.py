@@ -35,21 +35,29 @@ class Connection:
         connected: A fresh connection to the supervisor's address; the handshake is made here.
         on_frame: Told of each frame that comes, by whichever thread reads it.
         is_worker: Whether this process is one of the supervisor's own workers.
+        asks_only: Whether no calls are made over it; then the supervisor listens also while nothing can be committed.
 
     Attributes:
         address: Where the supervisor listens.
         client: The number that the supervisor gave this client.
         on_read: Called after each read by whichever thread has read.
         is_closed: Whether it ended because one of both sides wanted it to.
+        gave_up: Why the supervisor gave up so that another one can begin anew; empty when it did not.
     """
 
     def __init__(
-        self, connected: socket.socket, address: Address, on_frame: Callable[[int, bytes], None], is_worker: bool
+        self,
+        connected: socket.socket,
+        address: Address,
+        on_frame: Callable[[int, bytes], None],
+        is_worker: bool,
+        asks_only: bool = False,
     ) -> None:
         self.address = address
         self._socket = connected
         self._on_frame = on_frame
         self._is_worker = is_worker
+        self._asks_only = asks_only
         self._frames = FrameReader()
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._send_lock = threading.Lock()
@@ -60,6 +68,7 @@ class Connection:
         self._poll.register(connected, select.POLLIN)
         self.lost: RunnerError | None = None
         self.is_closed = False
+        self.gave_up = ""
         self.on_read: Callable[[], None] | None = None
         try:
             self.client, self.supervisor_pid = self._shake_hands(address.key)
@@ -212,8 +221,12 @@ class Connection:
             raise self._lose("it ended")
         for kind, body in self._frames.feed(bytes(self._buffer[:count])):
             if kind == Kind.REFUSED:
-                self.is_closed = True
-                self.lost = self.lost or SupervisorLostError(str(json_from(body).get("error")))
+                fields = json_from(body)
+                self.lost = self.lost or SupervisorLostError(str(fields.get("error")))
+                if fields.get("again"):
+                    self.gave_up = str(self.lost)
+                else:
+                    self.is_closed = True
                 break  # Whoever has got what it waited for until now does not care.
             self._on_frame(kind, body)
 
@@ -229,7 +242,8 @@ class Connection:
         self.supervisor_pid = 0
         challenge = self._next_frame(Kind.CHALLENGE)
         mine = os.urandom(CHALLENGE_BYTES)
-        fields = json.dumps({"version": VERSION, "pid": os.getpid(), "is_worker": self._is_worker}).encode()
+        about = {"pid": os.getpid(), "is_worker": self._is_worker, "asks_only": self._asks_only}
+        fields = json.dumps({"version": VERSION, **about}).encode()
         proof = frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields)
         # What workers print for this client is to appear where this process prints.
         socket.send_fds(self._socket, [proof], [fd for fd in (1, 2) if _is_open(fd)])
@@ -247,11 +261,19 @@ class Connection:
                 received = b""
             if not received:
                 raise SupervisorLostError("the supervisor closed the connection during the handshake")
-            for kind, body in self._frames.feed(received):
+            frames = self._frames.feed(received)
+            for at, (kind, body) in enumerate(frames):
                 if kind == Kind.REFUSED:
-                    raise RunnerError(str(json_from(body).get("error")))
+                    fields = json_from(body)
+                    why = str(fields.get("error"))
+                    raise SupervisorLostError(why) if fields.get("again") else RunnerError(why)
+                if kind == Kind.NOTICE:
+                    self._on_frame(kind, body)
+                    continue
                 if kind != expected:
                     raise ProtocolError(f"the supervisor sent a frame of kind {kind} during the handshake")
+                for early in frames[at + 1 :]:
+                    self._on_frame(*early)
                 return body
 
 
@@ -275,7 +297,7 @@ def stop_calls_of(connection: Connection, timeout: float) -> int:
     if connected is None:
         return 0
     connected.settimeout(timeout)
-    other = Connection(connected, connection.address, take_answer, is_worker=False)
+    other = Connection(connected, connection.address, take_answer, is_worker=False, asks_only=True)
     try:
         other.send(query_frame("interrupt", token=0, client=connection.client))
         other.wait_until(lambda: bool(answers), timeout)

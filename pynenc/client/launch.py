@@ -7,6 +7,7 @@ directory tells where the supervisor listens and the key to it; only this user c
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import stat
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import RunnerError
-from pynenc.system.boot import boot_path, start_module
+from pynenc.system.boot import Started, boot_path, start_module
 from pynenc.system.lock import FileLock
 
 MAX_ADDRESS_BYTES = 100
@@ -59,10 +60,17 @@ def prepare_state_dir(state_dir: str) -> None:
             with open(ignore, "w") as file:
                 file.write("*\n")
     except OSError as error:
-        raise RunnerError(
-            f"the state directory {state_dir} cannot be used: {error}; set state_dir (PYNENC__STATE_DIR) to a directory "
-            "that can be written"
-        ) from error
+        raise _unusable(state_dir, error) from error
+
+
+def _unusable(state_dir: str, error: OSError) -> RunnerError:
+    """What the system says of the state directory, and what to do about it."""
+    advice = "set state_dir (PYNENC__STATE_DIR) to a directory that can be written"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "make room on its disk, or set state_dir (PYNENC__STATE_DIR) to a directory on another one"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = "this process has no open files left: close some, or raise the limit (ulimit -n)"
+    return RunnerError(f"the state directory {state_dir} cannot be used: {error}; {advice}")
 
 
 def check_state_dir(state_dir: str) -> None:
@@ -103,8 +111,13 @@ def find_running(paths: Paths) -> tuple[socket.socket, Address] | None:
     """The same, safe against a supervisor that is just about to end."""
     if not os.path.exists(paths.run_file):
         return None
-    with FileLock(paths.start_lock):
-        return find(paths)
+    try:
+        with FileLock(paths.start_lock):
+            return find(paths)
+    except OSError as error:
+        if error.errno == errno.EROFS:
+            return find(paths)  # Its supervisor sees it under another mount, where it can be written.
+        raise _unusable(os.path.dirname(paths.start_lock), error) from error
 
 
 def connect(address: Address) -> socket.socket | None:
@@ -124,13 +137,16 @@ def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket
     Raises:
         RunnerError: It did not start; says why.
     """
-    with FileLock(paths.start_lock):
-        found = find(paths)
-        if found is not None:
-            return found
-        _remove_leftovers(paths)
-        address, _ = _start_at_new_address(paths, settings, paths.log)
-        connection = connect(address)
+    try:
+        with FileLock(paths.start_lock):
+            found = find(paths)
+            if found is not None:
+                return found
+            _remove_leftovers(paths)
+            address, _ = _start_at_new_address(paths, settings, paths.log)
+            connection = connect(address)
+    except OSError as error:
+        raise _unusable(os.path.dirname(paths.start_lock), error) from error
     if connection is None:
         raise RunnerError(f"the supervisor started and ended at once; its log tells why: {paths.log}")
     return connection, address
@@ -150,28 +166,30 @@ def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> in
     Raises:
         RunnerError: One runs already, or it does not start; says why.
     """
-    with FileLock(paths.start_lock):
-        found = find(paths)
-        if found is not None:
-            found[0].close()
-            raise RunnerError("a supervisor of this app and state directory runs already: pynenc runner stop ends it")
-        _remove_leftovers(paths)
-        return _start_at_new_address(paths, {**settings, "persistent": True}, log)[1]
+    try:
+        with FileLock(paths.start_lock):
+            found = find(paths)
+            if found is not None:
+                found[0].close()
+                raise RunnerError(
+                    "a supervisor of this app and state directory runs already: pynenc runner stop ends it"
+                )
+            _remove_leftovers(paths)
+            return _start_at_new_address(paths, {**settings, "persistent": True}, log)[1]
+    except OSError as error:
+        raise _unusable(os.path.dirname(paths.start_lock), error) from error
 
 
 def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | None) -> tuple[Address, int]:
-    address = _new_address()
-    # Written down first: whenever this process is killed, the next start finds what there is to be removed.
-    _write_run_file(paths, address)
-    os.mkdir(os.path.dirname(address.path), 0o700)
+    address = _new_address(paths)
     try:
-        return address, _start(paths, address, settings, log)
+        return address, _start(paths, address, settings, log).pid
     except BaseException:
         _remove_leftovers(paths)
         raise
 
 
-def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> int:
+def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> Started:
     timeout_s: float = settings["start_timeout_s"]
     ready, theirs = os.pipe()
     try:
@@ -195,7 +213,9 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
         os.close(theirs)
     try:
         with open(ready) as pipe:
-            if not select.select([pipe], [], [], timeout_s)[0]:
+            poll = select.poll()  # select(2) knows no descriptors above 1023.
+            poll.register(pipe, select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
                 raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
             told = pipe.read()
     except BaseException:  # Also Ctrl-C: nobody would ever come to it.
@@ -206,17 +226,31 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
     answer = json.loads(told)
     if "error" in answer:
         raise RunnerError(f"the supervisor could not start: {answer['error']}")
-    return process.pid
+    return process
 
 
-def _new_address() -> Address:
-    bases = [os.environ.get("TMPDIR") or "/tmp", "/tmp"]
-    for base in bases:
+def _new_address(paths: Paths) -> Address:
+    """Make a directory for the socket, and write the run file."""
+    tried = []
+    for base in dict.fromkeys([os.environ.get("TMPDIR") or "/tmp", "/tmp", os.path.dirname(paths.run_file)]):
         directory = os.path.join(base, f"pynenc-{os.urandom(6).hex()}")
         path = os.path.join(directory, "socket")
-        if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
-            return Address(path, os.urandom(32))
-    raise RunnerError(f"no temporary directory has a path short enough for a socket: tried {' and '.join(bases)}")
+        if len(os.fsencode(path)) > MAX_ADDRESS_BYTES:
+            tried.append(f"{base} (its path is too long for a socket)")
+            continue
+        address = Address(path, os.urandom(32))
+        # Written down first: whenever this process is killed, the next start finds what there is to be removed.
+        _write_run_file(paths, address)
+        try:
+            os.mkdir(directory, 0o700)
+        except OSError as error:
+            tried.append(f"{base} ({error.strerror})")
+            continue
+        return address
+    _remove_leftovers(paths)
+    raise RunnerError(
+        f"no directory takes the supervisor's socket: tried {', '.join(tried)}; set TMPDIR to one that does"
+    )
 
 
 def _remove_run_directory(address: str) -> None:
@@ -230,9 +264,15 @@ def _remove_run_directory(address: str) -> None:
 
 
 def _write_run_file(paths: Paths, address: Address) -> None:
-    fd = os.open(paths.run_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "w") as file:
-        json.dump({"address": address.path, "key": address.key.hex()}, file)
+    fresh = f"{paths.run_file}.{os.getpid()}"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "w") as file:
+            json.dump({"address": address.path, "key": address.key.hex()}, file)
+        os.replace(fresh, paths.run_file)
+    except BaseException:
+        os.unlink(fresh)
+        raise
 
 
 def _remove_leftovers(paths: Paths) -> None:

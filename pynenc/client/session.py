@@ -106,7 +106,10 @@ class Session:
             return
         try:
             self._batcher.close()
-            self.sync(EXIT_S)
+            if not self.sync(EXIT_S):
+                self._the_app().logger.error(
+                    "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
+                )
             self._run_ready()
             if self._connection is not None:
                 self._connection.send(frame(Kind.GOODBYE))
@@ -300,7 +303,7 @@ class Session:
                 try:
                     self._connection = None
                     self._connect()
-                    self._hand_over()
+                    self._hand_over(lost.gave_up or "its supervisor was killed")
                 except SupervisorLostError:
                     lost = self._connection or lost
                     self._connection = lost
@@ -314,7 +317,7 @@ class Session:
     def _has_unfinished(self) -> bool:
         return any(one.unfinished for one in list(self._held.values()))
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, fate: str) -> None:
         """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
         connection = self._connection
         assert connection is not None
@@ -335,9 +338,9 @@ class Session:
                 connection.send(batch.to_frame())
             elif number in self._held:
                 if batch is None:
-                    why = "its supervisor was killed, and the state backend has lost it"
+                    why = f"{fate}, and the state backend has lost it"
                 else:
-                    why = "its supervisor was killed, perhaps while it ran, and option rerun_on_worker_loss is False"
+                    why = f"{fate}, perhaps while it ran, and option rerun_on_worker_loss is False"
                 error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {why}")
                 self._held.pop(number).runner = LostRunner(self._runner, error)
 
@@ -468,6 +471,8 @@ class Session:
                 self._uncommitted.pop(number, None)
         elif kind == Kind.SYNCED:
             self._synced = max(self._synced, number_from(body))
+        elif kind == Kind.NOTICE:
+            self._the_app().logger.warning("%s", json_from(body).get("text"))
         elif kind == Kind.REPORT:
             fields = json_from(body)
             self._answers[fields.pop("token")] = fields
@@ -513,21 +518,20 @@ class Session:
             answer: dict[str, Any] = self._answers.pop(token)
             return answer
 
-    def sync(self, timeout: float | None = None) -> None:
-        """Wait until everything that was submitted here is committed; so many seconds at most."""
+    def sync(self, timeout: float | None = None) -> bool:
+        """Wait until everything that was submitted here is committed, so many seconds at most; whether it is."""
         while True:
             self._batcher.flush()
             connection = self._connected()
             if connection is None:
-                return
+                return True
             token = next(self._tokens)
             try:
                 connection.send(number_frame(Kind.SYNC, token))
-                connection.wait_until(lambda: self._synced >= token, timeout)  # noqa: B023
-                return
+                return connection.wait_until(lambda: self._synced >= token, timeout)  # noqa: B023
             except SupervisorLostError:
                 if not self._has_unfinished():
-                    return  # Then it was committed.
+                    return True  # Then it was committed.
                 self._take_up(connection)
 
 

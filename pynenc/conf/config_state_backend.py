@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
-from pynenc.conf.field import choice
+from pynenc.conf.field import choice, optional_duration, optional_size, seconds
 from pynenc.conf.sources import Config
 
 
@@ -26,4 +26,19 @@ class ConfigStateBackend(Config):
     durability = choice(
         Durability.NORMAL,
         "NORMAL survives the death of any process, FULL also the loss of power; it waits for the disk.",
+    )
+    disk_timeout_s = seconds(
+        60.0,
+        "Seconds for which a database that takes no commit (disk full, locked by another program) is tried again, while calls and "
+        "results wait. Then the supervisor ends with an error.",
+    )
+    retention = optional_duration(
+        "How long calls are kept after they have ended, with their arguments, results and histories. None keeps them until "
+        "`max_state_size` is reached."
+    )
+    max_state_size = optional_size(
+        10 << 30,
+        "How large the database and its log may be together. Beyond it the calls that are final are forgotten, those first that "
+        "were made first. None lets it grow.",
+        least=1 << 20,
     )

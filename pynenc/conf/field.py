@@ -140,32 +140,52 @@ def optional_seconds(doc: str) -> Field[float | None]:
     return Field(None, convert, "a number of seconds above 0, or none", doc)
 
 
-UNITS = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
-"""By what the letters before the B of bytes multiply."""
+DURATIONS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_MULTIPLES = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40
+}  # fmt: skip
+SIZES = {multiple + b: size for multiple, size in _MULTIPLES.items() for b in ("", "b")}
+"""Units with or without the B of bytes."""
+
+
+def optional_duration(doc: str) -> Field[float | None]:
+    """A duration above 0, as seconds or with a unit, or none."""
+
+    def convert(value: Any) -> float | None:
+        if _is_none(value):
+            return None
+        converted = _measured(value, DURATIONS)
+        if converted <= 0:
+            raise ValueError
+        return converted
+
+    return Field(None, convert, "seconds above 0, or a duration like 45s, 30m, 12h, 7d, 4w, or none", doc)
+
+
+def optional_size(default: int | None, doc: str, least: int) -> Field[int | None]:
+    """A number of bytes, also with a unit, or none."""
+
+    def convert(value: Any) -> int | None:
+        if _is_none(value):
+            return None
+        converted = _measured(value, SIZES)
+        if converted < least:
+            raise ValueError
+        return int(converted)
+
+    return Field(default, convert, f"bytes, or a size like 500MB or 2GiB, of at least {least >> 20}MiB, or none", doc)
 
 
 def optional_memory(doc: str, least: int) -> Field[int | float | None]:
     """Bytes as an integer, or a share of the memory there is as a float above 0 and up to 1, or none."""
 
     def convert(value: Any) -> int | float | None:
-        if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
+        if _is_none(value):
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        size = _bytes_in(value) if isinstance(value, str) else value
+        size = _measured(value, SIZES)
         if 0 < size <= 1:
-            return float(size)
-        if not least <= size < float("inf"):
+            return size
+        if size < least:
             raise ValueError
         return int(size)
 
@@ -173,6 +193,28 @@ def optional_memory(doc: str, least: int) -> Field[int | float | None]:
         f"bytes, at least {least >> 20} MiB (a number, or a text like '2GiB'), a share above 0 and up to 1, or none"
     )
     return Field(None, convert, expects, doc)
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in ("", "none"))
+
+
+def _measured(value: Any, units: dict[str, Any]) -> float:
+    """A number, or a text of a number and a unit, in the unit that counts 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError
+    factor = 1.0
+    if isinstance(value, str):
+        value = value.strip().lower()
+        unit = value.lstrip("0123456789.+-e ").strip() if value[-1:].isalpha() else ""
+        if unit:
+            if unit not in units:
+                raise ValueError
+            value, factor = value[: -len(unit)], units[unit]
+    converted = float(value) * factor
+    if not 0 <= converted < float("inf"):
+        raise ValueError
+    return converted
 
 
 def text(default: str, doc: str, choices: Iterable[str] = ()) -> Field[str]:
@@ -282,15 +324,6 @@ def _integer(value: Any, least: int) -> int:
     if number < least:
         raise ValueError
     return number
-
-
-def _bytes_in(text: str) -> float:
-    written = text.strip().lower()
-    number = written.rstrip("bikmgt ")
-    unit = written[len(number) :].strip()
-    if unit.rstrip("b") not in UNITS or len(unit) - len(unit.rstrip("b")) > 1:
-        raise ValueError
-    return float(number) * UNITS[unit.rstrip("b")]
 
 
 def _refuse() -> str:

@@ -102,6 +102,7 @@ class Kind(IntEnum):
     COMMON = 29
     ADOPT = 30
     COMMITTED = 31
+    NOTICE = 40
 
 
 class Ending(IntEnum):

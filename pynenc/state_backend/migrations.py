@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pynenc.exceptions import StateBackendError
 from pynenc.state_backend import queries
+from pynenc.state_backend.faults import Fault
 
 SCHEMA_VERSION = 3
 
@@ -47,7 +48,8 @@ def refuse_newer(connection: sqlite3.Connection, path: str) -> None:
     if found > SCHEMA_VERSION:
         raise StateBackendError(
             f"{path} has schema version {found}, and this pynenc knows {SCHEMA_VERSION}: "
-            "a later pynenc wrote it. Use that one, or another state_dir."
+            "a later pynenc wrote it. Use that one, or another state_dir (PYNENC__STATE_DIR).",
+            Fault.NEWER,
         )
 
 
@@ -55,13 +57,14 @@ def bring_up(connection: sqlite3.Connection, path: str) -> None:
     """Give a database the current schema, all of it in one transaction.
 
     Raises:
-        StateBackendError: The database is newer than this pynenc.
+        StateBackendError: The database is newer than this pynenc, or another program's.
     """
     refuse_newer(connection, path)
     found = version_of(connection)
     if found == SCHEMA_VERSION:
         return
     if found == 0:
+        _refuse_foreign(connection, path)
         with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
             schema = file.read()
         connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
@@ -71,3 +74,11 @@ def bring_up(connection: sqlite3.Connection, path: str) -> None:
         MIGRATIONS[version](connection)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: str) -> None:
+    if connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+        raise StateBackendError(
+            f"{path} is the database of another program: set state_dir (PYNENC__STATE_DIR) to another directory",
+            Fault.FOREIGN,
+        )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-ADD_CLIENT = "INSERT INTO clients (pid, connected) VALUES (?, ?)"
-ADD_TASK = "INSERT OR IGNORE INTO tasks (task_id, options, context) VALUES (?, ?, ?)"
+ADD_CLIENT = "INSERT INTO clients (id, pid, connected) VALUES (?, ?, ?)"
+LAST_CLIENT = "SELECT seq FROM sqlite_sequence WHERE name = 'clients'"
+ADD_TASK = "INSERT INTO tasks VALUES (?, ?, ?, ?)"
+LAST_TASK = "SELECT MAX(id) FROM tasks"
 TASK_NUMBER = "SELECT id FROM tasks WHERE task_id = ? AND options = ? AND context = ?"
 ADD_BATCH = "INSERT OR IGNORE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_RESULTS = "INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -46,8 +48,9 @@ ADD_NAMED_BATCH = "INSERT OR IGNORE INTO named_batches VALUES (?, ?)"
 NAMED_BATCHES = "SELECT batch FROM named_batches WHERE group_id = ? ORDER BY batch"
 NAME_GROUP = "INSERT OR IGNORE INTO named_groups VALUES (?, ?, ?)"
 NAMED_GROUP = "SELECT id FROM named_groups WHERE task_id = ? AND name = ?"
-ADD_COMMON = "INSERT INTO common_arguments (payload) VALUES (?)"
+ADD_COMMON = "INSERT INTO common_arguments VALUES (?, ?)"
 HAS_COMMON = "SELECT 1 FROM common_arguments WHERE id = ?"
+LAST_COMMON = "SELECT MAX(id) FROM common_arguments"
 COMMON = "SELECT payload FROM common_arguments WHERE id = ?"
 
 _ENDED_OF = (
@@ -58,10 +61,8 @@ IS_UNFINISHED = (
     f"count > {_ENDED_OF.format(table='results', which='')}"
     f" + {_ENDED_OF.format(table='failures', which=' AND ending > 0')}"
 )
-LAST_CLIENT = "SELECT COALESCE(MAX(id), 0) FROM clients"
 SETTLED = "SELECT client FROM settled"
 SETTLE = "UPDATE settled SET client = ?"
-UNSETTLE = "UPDATE settled SET client = MIN(client, ?)"
 SHELVE = "INSERT OR IGNORE INTO shelved VALUES (?)"
 UNSHELVE = "DELETE FROM shelved WHERE batch = ?"
 COUNT_SHELVED = (
@@ -106,4 +107,31 @@ PURGE = tuple(
         "common_arguments",
         "shelved",
     )
+)
+
+# What retention asks for and forgets.
+
+OLDEST_BATCH = "SELECT id, registered FROM batches WHERE id >= ? ORDER BY id LIMIT 1"
+BATCH_TO_FORGET = "SELECT count, group_id, extras FROM batches WHERE id = ?"
+ENDED = (
+    "SELECT SUM(calls), MAX(ended) FROM ("
+    " SELECT stop - (id & 1023) AS calls, started + took AS ended FROM results WHERE id BETWEEN :first AND :last"
+    " UNION ALL"
+    " SELECT stop - (id & 1023), ended FROM failures WHERE id BETWEEN :first AND :last AND ending > 0)"
+)
+IS_NAMED = "SELECT 1 FROM named_batches WHERE group_id = ? AND batch = ?"
+NAMED_SINCE = "SELECT b.id, b.registered FROM named_batches n JOIN batches b ON b.id = n.batch WHERE n.group_id = ?"
+FORGET_NAME = ("DELETE FROM named_groups WHERE id = ?", "DELETE FROM named_batches WHERE group_id = ?")
+FORGET_OUTCOMES = tuple(
+    f"DELETE FROM {table} WHERE id BETWEEN :first AND :last" for table in ("results", "failures", "transitions")
+)
+FORGET_BATCH = ("DELETE FROM batches WHERE id = ?", "DELETE FROM shelved WHERE batch = ?")
+FORGET_CACHE_KEY = "DELETE FROM cache_keys WHERE key = ? AND id = ?"
+FORGET_COMMON = (  # The number stands at the end of the head of `extras`; see protocol/extras.py.
+    "DELETE FROM common_arguments WHERE id = :common AND NOT EXISTS ("
+    " SELECT 1 FROM batches WHERE id BETWEEN :first AND :last AND group_id = :group AND substr(extras, 29, 8) = :bytes)"
+)
+FORGET_CLIENTS = (
+    "DELETE FROM clients WHERE id BETWEEN ? AND ? AND NOT EXISTS ("
+    " SELECT 1 FROM batches WHERE batches.id BETWEEN clients.id << 29 AND ((clients.id + 1) << 29) - 1)"
 )

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from pynenc.exceptions import StateBackendError
 from pynenc.protocol.messages import INDEX_BITS, NOT_RETRIABLE, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries
+from pynenc.state_backend.faults import explained
+from pynenc.state_backend.opening import read_only, size_of
 
 
 class Attempts(NamedTuple):
@@ -49,6 +51,13 @@ class TaskCounts(NamedTuple):
     failed: int
 
 
+class _Open(NamedTuple):
+    """A connection, and which process has opened which file."""
+
+    of: tuple[int, int, int]
+    connection: sqlite3.Connection
+
+
 class Reader:
     """A read-only view of the database of one app and state directory.
 
@@ -67,7 +76,10 @@ class Reader:
     def outcomes_of(self, batch: int) -> tuple[list[Results], list[Failure]]:
         """All results and failures of a batch, in the order of its calls."""
         connection = self._connection()
-        return outcomes_of(connection, batch) if connection else ([], [])
+        try:
+            return outcomes_of(connection, batch) if connection else ([], [])
+        except sqlite3.Error as error:
+            raise explained(self.path, "cannot be read", error) from error
 
     def attempts_of(self, batch: int, index: int) -> Attempts:
         """What became of a call up to now."""
@@ -94,7 +106,10 @@ class Reader:
 
     def common_arguments(self, number: int) -> bytes:
         """Arguments that the calls of a group share."""
-        payload: bytes = self._rows(queries.COMMON, (number,))[0][0]
+        rows = self._rows(queries.COMMON, (number,))
+        if not rows:
+            raise StateBackendError(f"{self.path} does not have common arguments {number} any more: they were purged")
+        payload: bytes = rows[0][0]
         return payload
 
     def counts_by_task(self) -> list[TaskCounts]:
@@ -118,35 +133,57 @@ class Reader:
         try:
             return connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise StateBackendError(f"{self.path} cannot be read: {error}") from error
+            raise explained(self.path, "cannot be read", error) from error
 
     def _connection(self) -> sqlite3.Connection | None:
         # One connection for each thread and process: SQLite's may be carried into neither.
-        from urllib.parse import quote
-
-        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
-        if known is not None and known[0] == os.getpid():
-            return known[1]
-        if not os.path.exists(self.path):
-            return None
+        known: _Open | None = getattr(self._local, "open", None)
         try:
-            connection = sqlite3.connect(f"file:{quote(self.path)}?mode=ro", uri=True, isolation_level=None)
+            file = os.stat(self.path)
+        except OSError:
+            file = None
+        if known is not None:
+            if file is not None and known.of == (os.getpid(), file.st_dev, file.st_ino):
+                return known.connection
+            self.close()  # It is the parent's, or the database was deleted, or set aside.
+        if file is None:
+            return None
+        connection = self._open()
+        if connection is not None:
+            self._local.open = _Open((os.getpid(), file.st_dev, file.st_ino), connection)
+        return connection
+
+    def _open(self) -> sqlite3.Connection | None:
+        connection = read_only(self.path)
+        try:
             connection.execute("PRAGMA busy_timeout = 10000")
-            migrations.refuse_newer(connection, self.path)
+            try:
+                migrations.refuse_newer(connection, self.path)
+            except sqlite3.OperationalError:
+                connection.close()
+                if not self._lies_still():
+                    raise
+                connection = read_only(self.path, immutable=True)
+                migrations.refuse_newer(connection, self.path)
             if migrations.version_of(connection) == 0:
                 connection.close()  # Its supervisor is about to give it a schema.
                 return None
         except sqlite3.Error as error:
-            raise StateBackendError(f"{self.path} cannot be read: {error}") from error
-        self._local.connection = (os.getpid(), connection)
+            connection.close()
+            raise explained(self.path, "cannot be read", error) from error
         return connection
+
+    def _lies_still(self) -> bool:
+        """Whether nobody can be writing: it lies on a read-only disk, and has no log."""
+        return bool(os.statvfs(self.path).f_flag & os.ST_RDONLY) and not size_of(f"{self.path}-wal")
 
     def close(self) -> None:
         """Close this thread's connection."""
-        known: tuple[int, sqlite3.Connection] | None = getattr(self._local, "connection", None)
+        known: _Open | None = getattr(self._local, "open", None)
         if known is not None:
-            known[1].close()
-            del self._local.connection
+            if known.of[0] == os.getpid():
+                known.connection.close()
+            del self._local.open
 
 
 def outcomes_of(connection: sqlite3.Connection, batch: int) -> tuple[list[Results], list[Failure]]:

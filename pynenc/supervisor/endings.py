@@ -178,7 +178,7 @@ class Endings:
             return failure.message  # It names the invocation with which it began.
         called = format_invocation_id(root)
         if failure is None:
-            return f"it was not run: invocation {called}, whose result it takes, has no result, and nobody runs it"
+            return f"it was not run: invocation {called}, whose result it takes, has no result: nobody runs it, or it was purged"
         return f"it was not run: invocation {called}, whose result it takes, ended with {failure.type_name}: {failure.message}"
 
 

@@ -6,6 +6,8 @@ buffered; whoever sends to it asks `Peer.congested` and holds back.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import heapq
 import itertools
 import os
@@ -32,11 +34,11 @@ MAX_DESCRIPTORS = 4
 MAX_WAIT_S = 3600.0
 """The system takes no wait of more than 24 days; timers may lie later."""
 
-PAUSE_S = 0.1
-"""How long nobody is accepted when this process can open no more files."""
-
 CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 """What clients hand over is for the workers, and for nobody that this process starts."""
+
+LISTEN_AGAIN_S = 0.1
+"""How long nobody is accepted when the system gives no connection, and none can be refused either."""
 
 Frames: TypeAlias = "list[tuple[int, bytes]]"
 
@@ -62,6 +64,8 @@ class Peer:
         "buffered",
         "connection",
         "descriptors",
+        "full",
+        "held",
         "loop",
         "on_drained",
         "on_end",
@@ -90,6 +94,8 @@ class Peer:
         self.on_drained: Callable[[Peer], None] | None = None
         self.buffered = 0
         self.open = True
+        self.full = False
+        self.held = False
         self.role: Any = None
         self.takes_descriptors = False
         self.descriptors: list[int] = []
@@ -103,10 +109,20 @@ class Peer:
             self.buffered += len(frame)
 
     def send_descriptors(self, frame: bytes, descriptors: list[int]) -> None:
-        """Send a frame that carries open files. They are duplicated, so the caller may close its own at once."""
+        """Send a frame that carries open files. They are duplicated, so the caller may close its own at once.
+
+        Raises:
+            OSError: There are no descriptors left for that.
+        """
         if self.open:
             carrying = CarryingFrame(frame)
-            carrying.descriptors = [os.dup(descriptor) for descriptor in descriptors]
+            carrying.descriptors = []
+            try:
+                for descriptor in descriptors:
+                    carrying.descriptors.append(os.dup(descriptor))
+            except OSError:
+                close_all(carrying.descriptors)
+                raise
             self._carrying += 1
             self.send(carrying)
 
@@ -162,11 +178,17 @@ class Loop:
         on_turn: Called after the callbacks of each turn, before anything is sent.
         on_idle: Called when there is nothing to read, before the loop sleeps.
         on_refused: Told of each peer that is about to be closed because of what it sent, and why.
+        refusal: What a connection is told for which there is no descriptor left.
     """
 
     def __init__(
-        self, on_turn: Callable[[], None], on_idle: Callable[[], None], on_refused: Callable[[Peer, str], None]
+        self,
+        on_turn: Callable[[], None],
+        on_idle: Callable[[], None],
+        on_refused: Callable[[Peer, str], None],
+        refusal: bytes = b"",
     ) -> None:
+        self.refusal = refusal
         self.to_flush: list[Peer] = []
         self._on_turn = on_turn
         self._on_idle = on_idle
@@ -178,6 +200,7 @@ class Loop:
         self._spin = Spin()
         # One buffer for all: a fresh one for each read costs more than the read.
         self._buffer = memoryview(bytearray(READ_BYTES))
+        self._reserve = _reserve()
 
     def add(self, peer: Peer) -> None:
         """Begin to read from a peer."""
@@ -208,16 +231,14 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something, take it in, act on it, send."""
-        timeout = None
-        if self._timers:
-            timeout = min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_WAIT_S)
-        for key, events in self._wait(timeout):
+        for key, events in self._wait():
             peer = key.data
             if isinstance(peer, Peer):
                 if events & selectors.EVENT_READ:
                     self.receive(peer)
                 if events & selectors.EVENT_WRITE and peer.open:
-                    self._selector.modify(peer.connection, selectors.EVENT_READ, peer)
+                    peer.full = False
+                    self._watch(peer)
                     self.to_flush.append(peer)
             else:
                 self._accept(*peer)
@@ -226,12 +247,17 @@ class Loop:
         self._on_turn()
         self.flush()
 
-    def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+    def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
         found = self._selector.select(0)
         if found:
             return found
         self._on_idle()
-        return self._selector.select(0 if self._stopped else timeout)
+        timeout = None
+        if self._stopped:
+            timeout = 0.0
+        elif self._timers:
+            timeout = min(max(0.0, self._timers[0][0] - time.monotonic()), MAX_WAIT_S)
+        return self._selector.select(timeout)
 
     def flush(self) -> None:
         """Send what waits; a peer that has caught up is told so."""
@@ -274,7 +300,24 @@ class Loop:
 
     def wait_for_room(self, peer: Peer) -> None:
         """Go on sending when the peer takes bytes again."""
-        self._selector.modify(peer.connection, selectors.EVENT_READ | selectors.EVENT_WRITE, peer)
+        peer.full = True
+        self._watch(peer)
+
+    def hold(self, peer: Peer, held: bool) -> None:
+        """Read from a peer, or leave what it sends where it is, so that it has to wait."""
+        if peer.open and peer.held is not held:
+            peer.held = held
+            self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        wanted = (0 if peer.held else selectors.EVENT_READ) | (selectors.EVENT_WRITE if peer.full else 0)
+        is_watched = peer.connection in self._selector.get_map()
+        if wanted and is_watched:
+            self._selector.modify(peer.connection, wanted, peer)
+        elif wanted:
+            self._selector.register(peer.connection, wanted, peer)
+        elif is_watched:
+            self._selector.unregister(peer.connection)
 
     def refuse(self, peer: Peer, why: str) -> None:
         """Close a connection because of what came over it."""
@@ -285,7 +328,8 @@ class Loop:
         """Close a connection and tell its owner, once."""
         if not peer.open:
             return
-        self._selector.unregister(peer.connection)
+        if peer.connection in self._selector.get_map():
+            self._selector.unregister(peer.connection)
         peer.close()
         peer.on_end(peer, why)
 
@@ -297,22 +341,50 @@ class Loop:
             else:
                 key.data[0].close()
         self._selector.close()
+        with contextlib.suppress(OSError):
+            os.close(self._reserve)
 
     def _accept(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
         try:
-            connection = listener.accept()[0]
+            connection, _ = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return
-        except OSError:
-            # Too many open files: whoever waits there is taken in when others have left.
-            self.forget(listener)
-            self.call_in(PAUSE_S, lambda: self._listen_again(listener, on_connection))
+        except OSError as error:
+            is_refused = error.errno in (errno.EMFILE, errno.ENFILE) and self._refuse(listener)
+            if not is_refused:
+                # The whole system has none left, or no memory. Whoever has come waits; looking again at once would take all
+                # the time.
+                self.forget(listener)
+                self.call_in(LISTEN_AGAIN_S, lambda: self._listen_again(listener, on_connection))
             return
         on_connection(connection)
 
     def _listen_again(self, listener: socket.socket, on_connection: Callable[[socket.socket], None]) -> None:
         if listener.fileno() != -1:
             self.listen(listener, on_connection)
+
+    def _refuse(self, listener: socket.socket) -> bool:
+        """No descriptor is left for whoever has come. The one kept for this is lent for as long as it takes to say so."""
+        with contextlib.suppress(OSError):
+            os.close(self._reserve)
+        try:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.setblocking(False)
+                connection.send(self.refusal)
+        except OSError:
+            return False
+        finally:
+            self._reserve = _reserve()
+        return True
+
+
+def _reserve() -> int:
+    """A descriptor that is kept to be given up; -1 when there is none."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def close_all(descriptors: list[int]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import errno
+import json
+import sys
+from typing import Any, NoReturn
 
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.system.lock import FileLock
@@ -14,9 +17,20 @@ WORKERS_END_S = 10.0
 def main(settings: dict[str, Any]) -> None:
     """Start the fork server, then serve. What serving needs is imported while the fork server starts."""
     # The fork server and its workers hold it as long as one of them lives: nothing runs twice at the same time.
-    workers_lock = FileLock(settings["workers_lock"])
-    workers_lock.acquire_within(WORKERS_END_S)
-    fork_server = ForkServerProcess(settings, workers_lock.fileno())
+    try:
+        workers_lock = FileLock(settings["workers_lock"])
+        workers_lock.acquire_within(WORKERS_END_S)
+        fork_server = ForkServerProcess(settings, workers_lock.fileno())
+    except OSError as error:
+        _tell_and_end(settings["ready_fd"], error)
     from pynenc.supervisor.service import serve
 
     serve(settings, fork_server)
+
+
+def _tell_and_end(ready_fd: int, error: OSError) -> NoReturn:
+    """Tell the launching client why there is nothing to serve with."""
+    advice = ": raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    with open(ready_fd, "w") as ready:
+        ready.write(json.dumps({"error": f"{error}{advice}"}))
+    sys.exit(1)

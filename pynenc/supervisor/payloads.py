@@ -29,7 +29,7 @@ class Payloads:
 
     def __init__(self, store: Store, memory_bytes: int) -> None:
         self._store = store
-        self._memory_bytes = memory_bytes
+        self.memory_bytes = memory_bytes
         self._held_bytes = 0
         self._payloads: dict[int, Payload] = {}
         self._uncommitted: list[int] = []
@@ -38,7 +38,7 @@ class Payloads:
         """Hold the arguments of a batch that will be committed at the end of this turn."""
         self._payloads[batch.id] = Payload(batch.packing, batch.payload)
         self._held_bytes += len(batch.payload)
-        if self._held_bytes > self._memory_bytes:
+        if self._held_bytes > self.memory_bytes:
             self._uncommitted.append(batch.id)
 
     def committed(self) -> None:

@@ -36,6 +36,8 @@ KEEP_LOST = MAX_SLOTS
 RETIRE_S = 15.0
 """How long a worker may take to end that is not needed any more; longer than what it has called takes to leave."""
 
+RETRY_SPAWN_S = 0.2
+
 
 class Worker:
     """A worker process as its supervisor sees it.
@@ -205,7 +207,13 @@ class Pool:
         self.loop.add(self._server)
 
     def _spawn(self, concurrent: bool = False) -> None:
-        ours, theirs = socket.socketpair()
+        if self._ending:
+            return
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # No descriptors are left: when a client leaves, there are some.
+            self.loop.call_in(RETRY_SPAWN_S, lambda: self._spawn(concurrent))
+            return
         self._last_number += 1
         slot_number = self._free_slots.pop(0)
         worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number), concurrent)

@@ -72,6 +72,7 @@ class Recovery:
         keep: Takes outcomes that are decided here.
 
     Attributes:
+        coming: The batches of this turn, sent or taken up, of which the orchestrator has not heard yet.
         taken: The unfinished batches that were taken up here and whose own client is not connected, and the client that
             asked for each, or 0.
         leaving: Batches that are just being stopped.
@@ -102,7 +103,7 @@ class Recovery:
         self._searched: int | None = None
         self._is_searching = False
         self._found: deque[Found] = deque()
-        self._coming: set[int] = set()
+        self.coming: set[int] = set()
         self._asked: list[Resumption] = []
         self.taken: dict[int, int] = {}
         self.leaving: set[int] = set()
@@ -146,7 +147,7 @@ class Recovery:
 
     def is_there(self, batch: int) -> bool:
         """Whether a batch is under way, or just about to be."""
-        return batch in self.again or batch in self._coming or self._is_under_way(batch)
+        return batch in self.again or batch in self.coming or self._is_under_way(batch)
 
     def _is_under_way(self, batch: int) -> bool:
         return batch in self._orchestrator.batches and batch not in self.leaving
@@ -161,8 +162,8 @@ class Recovery:
     def _is_rerun(self, invocation: int) -> bool:
         """Whether a call that was left unfinished is run again; or the one that made it, which makes it anew."""
         batch = split_number(invocation)[0]
-        parent = self._shelf.parent_of(batch)
-        if parent is None or self._shelf.has_ended(invocation):
+        parent = self._store.parent_of(batch)
+        if parent is None or self._store.has_ended(invocation):
             return False
         stored = self._store.batch(batch)
         assert stored is not None
@@ -176,7 +177,7 @@ class Recovery:
         Returns:
             Whether it is in the state backend; and the outcomes that its calls have had.
         """
-        parent = self._shelf.parent_of(batch)
+        parent = self._store.parent_of(batch)
         if parent is None:
             return False, []
         results, failures = self._store.outcomes_of(batch)
@@ -245,7 +246,7 @@ class Recovery:
             extras = Extras.from_bytes(batch.extras, batch.count)
             arrived = BatchArrived(number, batch.task, batch.count, batch.group or number >> BATCH_NUMBER_BITS, extras)
             self._payloads.add(batch)
-            self._coming.add(number)
+            self.coming.add(number)
             self.taken[number] = found.client
             self._happened(BatchRecovered(arrived, succeeded, failed, self._store.retries_of(number)))
 
@@ -269,8 +270,8 @@ class Recovery:
     # What is told while it goes on.
 
     def arrived(self) -> None:
-        """The orchestrator has been told of all that was taken up."""
-        self._coming.clear()
+        """The orchestrator has been told of all that has come."""
+        self.coming.clear()
 
     def outcomes_kept(self, batch: int, count: int) -> None:
         """Calls have their outcomes."""
@@ -285,7 +286,7 @@ class Recovery:
             self.leaving.discard(batch)
             client = self.again.pop(batch, None)
             if client is not None:
-                self._found += self._judged([(batch, self._shelf.parent_of(batch) or 0)], client)
+                self._found += self._judged([(batch, self._store.parent_of(batch) or 0)], client)
         if self.resumptions:
             for one in self.resumptions:
                 one.batches.discard(batch)

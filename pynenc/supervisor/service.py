@@ -13,15 +13,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
+from pynenc.exceptions import ProtocolError, PynencError, RunnerError, StateBackendError
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame
+from pynenc.state_backend.faults import Fault
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.committing import log
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.measuring import Measuring
@@ -29,6 +30,8 @@ from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import Pool
 from pynenc.supervisor.turn import Turn
+from pynenc.supervisor.upkeep import Upkeep
+from pynenc.system.descriptors import raise_limit
 from pynenc.system.lock import FileLock
 
 FIRST_CLIENT_S = 30.0
@@ -41,6 +44,14 @@ MAX_STRANGERS = 256
 """How many connections at once may be about to prove it."""
 
 RETRY_END_S = 0.05
+
+OWN_DESCRIPTORS = 32
+"""Open files of a supervisor beside those for its workers, when it has a few clients."""
+
+NO_DESCRIPTORS = (
+    "the supervisor has no open files left for another client, which takes three: raise the limit (ulimit -n), or let fewer "
+    "scripts share it"
+)
 
 
 class Supervisor:
@@ -58,7 +69,9 @@ class Supervisor:
         self._lock: FileLock | None = None
         self._is_terminated = False
         self._why_hopeless = ""
+        self._over: StateBackendError | None = None
         self._greeting: set[Peer] = set()
+        _see_that_descriptors_suffice(settings["num_workers"])
         self._listener = _listen(settings["address"])
         self.pool = Pool(
             settings["num_workers"],
@@ -80,10 +93,13 @@ class Supervisor:
             self.pool,
             measuring,
             settings["client_buffer_bytes"],
+            settings["disk_timeout_s"],
             settings["on_client_loss"],
         )
-        self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit), self.turn.refused)
+        refusal = json_frame(Kind.REFUSED, error=NO_DESCRIPTORS)
+        self.loop = Loop(self._on_turn, self.turn.settle, self.turn.refused, refusal)
         self.turn.loop = self.loop
+        self.upkeep = Upkeep(self.loop, self.store, self.turn, settings["retention"], settings["max_state_bytes"])
 
     def serve(self) -> None:
         """Start the workers and turn until there is nothing left to do."""
@@ -91,9 +107,13 @@ class Supervisor:
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
-        if self._settings["takes_up"]:
-            self.turn.begin()
-        self.loop.run()
+        self.upkeep.begin()
+        try:
+            if self._settings["takes_up"]:
+                self.turn.begin()
+            self.loop.run()
+        except StateBackendError as error:
+            self._give_up(error)
 
     def withdraw(self) -> None:
         """Whoever started this was killed meanwhile: be found by nobody, for others may start another one."""
@@ -103,14 +123,20 @@ class Supervisor:
         """End the workers, close the database, take the address away."""
         self._listener.close()
         self.pool.close()
+        if self._over is not None:
+            self._hand_over(self._over)
+        else:
+            self.upkeep.finish()
         self.loop.close()
-        self.store.close()
+        try:
+            self.store.close()
+        except StateBackendError as error:
+            log(f"the supervisor ends: {error}")
 
     def _on_turn(self) -> None:
-        self._guard(self._turn)
-
-    def _turn(self) -> None:
         self.turn.run()
+        if self.store.set_aside and self.turn.has_clients():
+            self._tell_of_new_database()
         why = self._why_stopped()
         if why:
             self._stop(why)
@@ -133,18 +159,15 @@ class Supervisor:
     def _stop(self, why: str) -> None:
         """End at once, and on purpose: what is not finished is kept until somebody asks for it."""
         self.pool.end_workers()
-        self.turn.shelve()
-        self._fail(f"{why}; its calls are kept: pynenc resume runs them")
+        unwritten = self.turn.shelve()
+        if unwritten:
+            log(f"the supervisor ends, and could not write what was left: {unwritten}")
+            self._fail(f"{why}; of its calls those are kept that were committed. {unwritten}")
+        else:
+            self._fail(f"{why}; its calls are kept: pynenc resume runs them")
 
     def _is_hopeless(self, why: str) -> None:
         self._why_hopeless = why
-
-    def _guard(self, step: Callable[[], None]) -> None:
-        """Do what may find that the database takes nothing, which ends the supervisor."""
-        try:
-            step()
-        except StateBackendError as error:
-            self._fail(str(error))
 
     def _end(self) -> None:
         """End, unless somebody is just about to connect.
@@ -152,7 +175,13 @@ class Supervisor:
         Whoever connects holds the start lock. So while the supervisor holds it, nobody does.
         """
         lock = FileLock(self._settings["start_lock"])
-        if not lock.acquire_nowait():
+        try:
+            is_held = lock.acquire_nowait()
+        except OSError:
+            self.store.see_that_it_is_there()  # Without its state directory, this ends another way.
+            self._fail(f"{self._settings['start_lock']} cannot be locked")
+            return
+        if not is_held:
             self.loop.call_in(RETRY_END_S, lambda: None)
             return
         if self._somebody_waits():
@@ -165,24 +194,27 @@ class Supervisor:
     def _somebody_waits(self) -> bool:
         import select
 
-        return bool(select.select([self._listener], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _remove_address(self) -> None:
         """Nobody finds this supervisor any more."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.unlink(self._settings["address"])
         with contextlib.suppress(OSError):
             os.rmdir(os.path.dirname(self._settings["address"]))
         # Only under the lock: else this could be another supervisor's file that is just being written. Whoever holds the
         # lock finds that nobody listens at this one's address.
+        # Without its state directory there is neither.
         lock = FileLock(self._settings["start_lock"])
-        if self._lock is not None or lock.acquire_nowait():
-            with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if self._lock is not None or lock.acquire_nowait():
                 with open(self._settings["run_file"]) as file:
                     is_mine = json.load(file)["address"] == self._settings["address"]
                 if is_mine:
                     os.unlink(self._settings["run_file"])
-            lock.release()
+        lock.release()
 
     def _nobody_came(self) -> None:
         self._had_client = True
@@ -194,6 +226,35 @@ class Supervisor:
         self.loop.flush()
         self._remove_address()
         self.loop.stop()
+
+    def _give_up(self, error: StateBackendError) -> None:
+        """End because of the database. Where a new one can be begun, another supervisor does that."""
+        if error.fault in (Fault.CORRUPT, Fault.GONE):
+            self._over = error
+        else:
+            self._fail(str(error))
+
+    def _hand_over(self, error: StateBackendError) -> None:
+        """Have the clients go on with another supervisor and a new database. The workers are gone."""
+        name = self.store.give_up(aside=error.fault == Fault.CORRUPT)
+        why = f"{error}; it was set aside as {name}" if name else str(error)
+        log(f"the supervisor ends: {why}")
+        self.turn.notify(f"{why}. Calls that were not finished may be lost; a new database is begun")
+        for client in self.turn.clients.values():
+            client.peer.send(json_frame(Kind.REFUSED, error=why, again=True))
+        self.loop.flush()
+        self._remove_address()
+
+    def _tell_of_new_database(self) -> None:
+        text = f"the database was damaged and is set aside as {self.store.set_aside}; a new one is begun"
+        if not self.store.set_aside.startswith(f"{self.store.path}.corrupt"):
+            text = (
+                f"the log of the database was damaged and is set aside as {self.store.set_aside}; what was committed last may "
+                "be missing"
+            )
+        self.store.set_aside = ""
+        log(text)
+        self.turn.notify(text)
 
     def _watch_signals(self) -> None:
         """SIGTERM ends the supervisor at the end of a turn; Ctrl-C is the client's business."""
@@ -240,6 +301,7 @@ class Supervisor:
                 raise ProtocolError("a client does not know the key")
             fields = Fields.of("a proof", body[96:])
             version, pid, is_worker = fields.integer("version"), fields.integer("pid"), fields.flag("is_worker")
+            asks_only = fields.flag("asks_only", default=False)
             if version != VERSION:
                 refusal = (
                     f"the supervisor (pid {os.getpid()}) speaks protocol {VERSION}, this client "
@@ -252,11 +314,26 @@ class Supervisor:
             peer.reader.max_body_bytes = MAX_BODY_BYTES
             peer.takes_descriptors = False
             self._had_client = True
-            number = self.turn.client_joined(peer, pid, is_worker)
+            number = self.turn.client_joined(peer, pid, is_worker, asks_only)
             answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
-            peer.send(frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode()))
+            welcome = frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode())
+            if asks_only:
+                peer.send(welcome)  # Nothing is called by its number, so that need not be committed.
+            else:
+                self.turn.after_commit(peer, welcome)
         if frames[1:]:
             self.turn.client_frames(peer, frames[1:])
+
+
+def _see_that_descriptors_suffice(workers: int) -> None:
+    # The workers keep the limit that the user has set: the fork server was started before.
+    allowed = raise_limit()
+    needed = OWN_DESCRIPTORS + workers
+    if allowed < needed:
+        raise RunnerError(
+            f"{workers} workers need {needed} open files, and the limit is {allowed}: raise it (ulimit -n) or lower "
+            "num_workers (PYNENC__NUM_WORKERS)"
+        )
 
 
 def _listen(address: str) -> socket.socket:

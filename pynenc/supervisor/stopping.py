@@ -64,7 +64,7 @@ class Stopping:
         self._recovery = recovery
         self._orchestrator = orchestrator
         self._pool = pool
-        self._shelf = store.shelf
+        self._store = store
         self._happened = happened
         self._catch_up = catch_up
         self._on_client_loss = on_client_loss
@@ -114,17 +114,18 @@ class Stopping:
         if not batches:
             return 0
         self._recovery.leaving |= batches
-        self._shelf.put(batches)
+        self._store.shelf.put(batches)
         positions = {number: worker.slot.position for number, worker in self._pool.workers.items()}
         self._happened(BatchesShelved(tuple(sorted(batches)), positions))
         return sum(self._orchestrator.batches[batch].unfinished for batch in batches)
 
     def batches_of(self, client: Client) -> set[int]:
-        """The unfinished batches that are there for this client's sake alone. All batches are committed."""
+        """The unfinished batches that are there for this client's sake alone."""
         batches = self._orchestrator.batches
         own = self._asked_by(client) & batches.keys()
         made = [batch for batch in batches if batch not in own]
-        parents = {batch: split_number(self._shelf.parent_of(batch) or 0)[0] for batch in made if self._is_made(batch)}
+        made_by = self._store.parents_of(made)
+        parents = {batch: split_number(made_by.get(batch, 0))[0] for batch in made if self._is_made(batch)}
         while more := [batch for batch, parent in parents.items() if parent in own and batch not in own]:
             own.update(more)
         needed = [batch for batch in batches if batch not in own or self._is_watched(batch, client, own)]

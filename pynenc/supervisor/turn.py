@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Container
 from typing import Any, assert_never
 
-from pynenc.exceptions import ProtocolError
+from pynenc.exceptions import ProtocolError, StateBackendError
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.fields import Fields
 from pynenc.protocol.messages import (
@@ -34,10 +35,13 @@ from pynenc.protocol.messages import (
     json_frame,
     number_frame,
     number_from,
+    split_number,
 )
 from pynenc.protocol.slots import SETTLE_S
+from pynenc.state_backend.reader import TaskCounts
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.committing import Committing
 from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import (
@@ -120,13 +124,18 @@ class Client:
         uncommitted: How many batches came since it was told up to which they are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
         has_left: Whether it has said goodbye, or was interrupted.
+        asks_only: Whether it makes no calls: it is welcome also while nothing is committed.
+        needs: Batches that are not to be forgotten while it is there: named groups that it goes on with, by their first batch,
+            and what it has resumed.
         numbers: Its number, and those that other supervisors had given it.
     """
 
     __slots__ = (
+        "asks_only",
         "backlog",
         "has_left",
         "is_worker",
+        "needs",
         "number",
         "numbers",
         "peer",
@@ -136,8 +145,9 @@ class Client:
         "unread",
     )
 
-    def __init__(self, number: int, peer: Peer, pid: int, is_worker: bool) -> None:
+    def __init__(self, number: int, peer: Peer, pid: int, is_worker: bool, asks_only: bool) -> None:
         self.number = number
+        self.asks_only = asks_only
         self.numbers = {number}
         self.pid = pid
         self.is_worker = is_worker
@@ -146,6 +156,7 @@ class Client:
         self.tasks: dict[int, Task] = {}
         self.uncommitted = self.unread = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
+        self.needs: set[int] = set()
 
 
 class Turn:
@@ -154,9 +165,11 @@ class Turn:
     Args:
         measuring: Reads the workers' memory.
         client_buffer_bytes: How many outcome bytes wait in memory for a client that does not read.
+        disk_timeout_s: How long a database may take no commit.
         on_client_loss: What becomes of the calls of a client that leaves without goodbye; `conf/config_runner.py`.
 
     Attributes:
+        commits: Whether the database takes what comes.
         stopped: Whether a client has asked that all ends now.
         stopping: What becomes of the calls of clients that are interrupted or lost.
     """
@@ -169,6 +182,7 @@ class Turn:
         pool: Pool,
         measuring: Measuring,
         client_buffer_bytes: int,
+        disk_timeout_s: float,
         on_client_loss: str = "DRAIN",
     ) -> None:
         self.loop: Loop
@@ -178,6 +192,14 @@ class Turn:
         self._payloads = payloads
         self._pool = pool
         self._measuring = measuring
+        self.commits = Committing(
+            store,
+            disk_timeout_s,
+            payloads.memory_bytes,
+            notify=self.notify,
+            wake_in=lambda seconds: self.loop.call_in(seconds, lambda: None),
+            hold_clients=self._hold_clients,
+        )
         self.stopped = False
         self._interrupter: tuple[Peer, int] | None = None
         self._is_last = False
@@ -187,8 +209,8 @@ class Turn:
         self._watchers: dict[int, set[int]] = {}
         self._groups = Groups()
         self._offers: dict[int, tuple[Client, Batch, Extras]] = {}
-        self._dependents: set[int] = set()
-        self._came: set[int] = set()  # The batches of this turn, of which the rules have not heard yet.
+        self._dependents: dict[int, list[int]] = {}
+        self._depended_on: Counter[int] = Counter()
         self._failures: dict[int, Failure] = {}
         self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures, measuring)
@@ -213,20 +235,20 @@ class Turn:
             self._catch_up,
             on_client_loss,
         )
-        self._leases_wait = False
+        self._put_off: list[Callable[[], None]] = []
         self._events: list[tuple[Event, Results | Failure | None]] = []
         self._deliveries: list[Results | Failure] = []
         self._after_commit: list[tuple[Peer, bytes]] = []
 
     def run(self) -> None:
         """Apply the rules to what has come, commit, and put what is to be sent into the peers' hands."""
-        if self._recovery.has_work and not self._is_recovering:
+        held_back = self.commits.held_back
+        if self._recovery.has_work and not self._is_recovering and not held_back:
             self._is_recovering = True
             self.loop.call_in(0, self._recover_more)  # A piece in each turn.
-        if not (self._events or self._after_commit or self._deliveries):
+        if not (self._events or self._after_commit or self._deliveries or held_back):
             return
         events, self._events = self._events, []
-        self._came.clear()
         for event, outcome in events:
             if type(event) is BatchArrived or type(event) is BatchOffered or type(event) is BatchRecovered:
                 event = self._with_settled(event)
@@ -234,15 +256,39 @@ class Turn:
                 if not self._is_last or isinstance(effect, LAST_EFFECTS):
                     self._apply(effect, outcome)
         self._recovery.arrived()
+        if (held_back or self._is_depended_on() or self._store.shelf.has_taken) and not self.commit():
+            return
         if not self._is_last:
             for effect in self._orchestrator.lease_ready_calls():
                 self._apply(effect, None)
-        if not self._leases_wait:
-            self.loop.flush()
-            if not self._deliveries and not self._after_commit:
-                return  # Nobody is told anything, so what has come may be committed with what comes next.
-        self._leases_wait = False
-        self.commit()
+        self.loop.flush()
+        if self._deliveries or self._after_commit:
+            self.commit()  # Else nobody is told anything, so what has come may be committed with what comes next.
+
+    def _is_depended_on(self) -> bool:
+        """Whether a call that may be leased takes a result that is to be committed: its worker reads it from the database."""
+        on = self._depended_on
+        return bool(on) and any(outcome.batch in on for outcome in self._deliveries)
+
+    def commit(self) -> bool:
+        """Commit what has come, and tell whoever is to be told; whether that was possible."""
+        if not self.commits.commit():
+            return False
+        self._tell()
+        acts, self._put_off = self._put_off, []
+        for act in acts:
+            act()
+        return True
+
+    def _once_committed(self, act: Callable[[], None]) -> None:
+        """Do what reads in the database what has come; while that takes nothing, it is put off."""
+        if self.commit():
+            act()
+        else:
+            self._put_off.append(act)
+
+    def _tell(self) -> None:
+        self._payloads.committed()
         self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
@@ -255,10 +301,10 @@ class Turn:
             peer.send(answer)
         self._after_commit.clear()
 
-    def commit(self) -> None:
-        """Commit what has come; at the latest when the loop is about to sleep."""
-        self._store.commit()
-        self._payloads.committed()
+    def settle(self) -> None:
+        """Commit what has come, because the loop is about to sleep."""
+        if not self.commits.held_back:
+            self.commit()
 
     def has_clients(self) -> bool:
         """Whether anybody from outside is connected."""
@@ -266,8 +312,16 @@ class Turn:
 
     def drained(self) -> bool:
         """Whether no call waits for its outcome and nobody waits for an answer."""
-        coming = self._events or self._after_commit or self._deliveries
+        coming = self._events or self._after_commit or self._deliveries or self.commits.held_back
         return not self._orchestrator.batches and not coming and self._recovery.is_done
+
+    def needed_batches(self) -> Callable[[int], bool]:
+        """Which batches must not be forgotten yet, and which named groups, by their first batch."""
+        clients = self.clients.values()
+        needs = [client.needs for client in clients if client.needs]
+        waiting = {split_number(number)[0] for client in clients for _, number in client.backlog}
+        of_use: tuple[Container[int], ...] = (self._orchestrator.batches, self._depended_on, waiting, *needs)
+        return lambda batch: any(batch in those for those in of_use)
 
     # Beginning and ending.
 
@@ -281,35 +335,64 @@ class Turn:
         if self._recovery.has_begun:
             self._store.shelf.settle(min(self.clients, default=None))
 
-    def shelve(self) -> None:
-        """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are."""
+    def shelve(self) -> str:
+        """The workers are ended: keep what is not finished, and tell whoever has interrupted the calls how many there are.
+
+        Returns:
+            Why the database did not take it; empty when it did. What it has is taken up by the next supervisor then.
+        """
         self._is_last = True
-        self._catch_up()
         batches = self._orchestrator.batches
-        self._store.shelf.put(batches)
-        if self._recovery.has_begun and self._recovery.is_done:
-            self._store.shelf.settle()
+        why = ""
+        try:
+            self.run()
+            self._store.shelf.put(batches)
+            if self._recovery.has_begun and self._recovery.is_done:
+                self._store.shelf.settle()
+            self.commits.commit_last()
+            self._tell()
+        except StateBackendError as error:
+            why = str(error)
         if self._interrupter is not None:
             peer, token = self._interrupter
-            kept = sum(batch.unfinished for batch in batches.values())
+            lost = self._store.uncommitted_batches()
+            kept = sum(batch.unfinished for number, batch in batches.items() if number not in lost)
             peer.send(json_frame(Kind.REPORT, token=token, kept=kept))
+        return why
 
     def _recover_more(self) -> None:
         self._is_recovering = False
-        self._recovery.step()
+        if not self.commits.held_back:
+            self._once_committed(self._recovery.step)
 
     # What clients send.
 
-    def client_joined(self, peer: Peer, pid: int, is_worker: bool) -> int:
+    def client_joined(self, peer: Peer, pid: int, is_worker: bool, asks_only: bool = False) -> int:
         """Give a client its number and begin to listen to it."""
-        number = self._store.add_client(pid)
-        client = Client(number, peer, pid, is_worker)
+        number = self._store.add_client(pid)  # Who asked for it commits that, with `after_commit`.
+        client = Client(number, peer, pid, is_worker, asks_only)
         self.clients[number] = client
         peer.role = client
         peer.on_frames = self.client_frames
         peer.on_end = self._client_left
         peer.on_drained = self._client_drained
+        if self.commits.why and not is_worker:
+            peer.send(json_frame(Kind.NOTICE, text=f"nothing is committed just now, so this waits: {self.commits.why}"))
         return number
+
+    def after_commit(self, peer: Peer, message: bytes) -> None:
+        """Send this once everything that has come up to now is committed."""
+        self._after_commit.append((peer, message))
+
+    def notify(self, text: str) -> None:
+        """Tell those in front of the screen something; workers are not."""
+        for client in {id(one): one for one in self.clients.values() if not one.is_worker}.values():
+            client.peer.send(json_frame(Kind.NOTICE, text=text))
+
+    def _hold_clients(self, held: bool) -> None:
+        for client in self.clients.values():
+            if not client.asks_only:
+                self.loop.hold(client.peer, held)
 
     def client_frames(self, peer: Peer, frames: Frames) -> None:
         """Take in what a client has sent."""
@@ -357,10 +440,10 @@ class Turn:
         task = client.tasks.get(batch.task)
         if task is None or self.clients.get(batch.id >> BATCH_NUMBER_BITS) is not client:
             raise ProtocolError(f"batch {batch.id} of client {client.number} for task {batch.task} fits nothing")
-        if batch.id in self._orchestrator.batches or batch.id in self._came:
+        if batch.id in self._orchestrator.batches or self._recovery.is_there(batch.id):
             return
         extras = self._extras_of(batch)
-        self._came.add(batch.id)
+        self._recovery.coming.add(batch.id)
         client.uncommitted += 1
         if client.uncommitted == COMMITTED_EVERY:
             client.uncommitted = 0
@@ -392,8 +475,9 @@ class Turn:
         arrived = event if isinstance(event, BatchArrived) else event.batch
         if not arrived.extras.dependencies:
             return event
-        self._dependents.add(arrived.batch)
-        self._store.commit()  # What has just been kept is looked up, too.
+        self._forget_dependencies(arrived.batch)
+        self._dependents[arrived.batch] = on_batches = [on.batch for on in arrived.extras.depended_on()]
+        self._depended_on.update(on_batches)
         settled: dict[tuple[int, int, int], int] = {}
         for on in arrived.extras.depended_on():
             if on.batch not in self._orchestrator.batches and on[1:] not in settled:
@@ -419,8 +503,12 @@ class Turn:
         client.numbers.update(numbers)
         if numbers:
             self._store.shelf.unsettle(min(numbers))
-        unknown = [number for number in batches if not self._recover(client, number)]
-        self._answer(client, json_frame(Kind.REPORT, token=token, unknown=unknown))
+
+        def take_up() -> None:
+            unknown = [number for number in batches if not self._recover(client, number)]
+            self._answer(client, json_frame(Kind.REPORT, token=token, unknown=unknown))
+
+        self._once_committed(take_up)
 
     def _recover(self, client: Client, number: int) -> bool:
         """Have a batch run that was committed by another supervisor; False when none was."""
@@ -432,7 +520,7 @@ class Turn:
 
     def _watch(self, client: Client, batch: int) -> None:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
-        live = self._recovery.is_there(batch)
+        live = self._recovery.is_there(batch) or any(one.batch == batch for one in self._deliveries)
         if live:
             self._watchers.setdefault(batch, set()).add(client.number)
         results, failures = self._store.outcomes_of(batch)
@@ -457,7 +545,7 @@ class Turn:
         elif what == "counts":
             answer = self._report.counts_of(set(fields.integers("batches", MAX_BATCH)))
         elif what == "report":
-            answer = self._report.all()
+            answer = {**self._report.all(), "waits_for_disk": self.commits.why}
         elif what == "name_group":
             named = (fields.text("task"), fields.text("name"), fields.integer("group", MAX_BATCH))
             self._name_group(client, *named, token)
@@ -478,15 +566,28 @@ class Turn:
             self._pool.persistent = False
             answer = {}
         elif what == "purge":
-            if self._orchestrator.batches or self._events or self._after_commit:
+            if self._orchestrator.batches or self._events or self._after_commit or self.commits.held_back:
                 answer = {"error": "calls are still running or waiting to run"}
+            elif any(one.backlog for one in self.clients.values()):
+                answer = {"error": "results wait for a client that does not take them"}
             else:
-                self._recovery.drop()
-                self._store.purge()
-                answer = {}
+                answer = self._purge()
         else:
             raise ProtocolError(f"a client asked for {what!r:.100}")
-        self._answer(client, json_frame(Kind.REPORT, token=token, **answer))
+        message = json_frame(Kind.REPORT, token=token, **answer)
+        if what == "report":
+            client.peer.send(message)  # It says why nothing is committed, so it does not wait for that.
+        else:
+            self._answer(client, message)
+
+    def _purge(self) -> dict[str, Any]:
+        try:
+            self._store.commit()
+            self._store.purge()
+        except StateBackendError as error:
+            return {"error": str(error)}
+        self._recovery.drop()
+        return {}
 
     def _answer(self, client: Client, answer: bytes) -> None:
         """Answer after the commit. Whoever asks reads the answer before the next question, in each of its threads."""
@@ -509,13 +610,16 @@ class Turn:
     def _name_group(self, client: Client, task: str, name: str, fresh: int, token: int) -> None:
         """Answer with the group of a name, as soon as nobody else makes calls of it; those that it has go on."""
         group = self._store.name_group(task, name, fresh)
+        client.needs.add(group)
 
-        def granted() -> None:
+        def go_on() -> None:
+            if not client.peer.open:
+                return
             if group != fresh:
                 self._recovery.take_up_group(group, client.number)
             self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=token, group=group)))
 
-        self._groups.claim(group, client.number, granted)
+        self._groups.claim(group, client.number, lambda: self._once_committed(go_on))
 
     def _resume(self, client: Client, token: int, ended: int) -> None:
         """Take up what nobody runs. The client is told what that is, and later that it has ended."""
@@ -523,13 +627,13 @@ class Turn:
         def tell(token: int, **fields: Any) -> None:
             self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=token, **fields)))
 
-        self._recovery.resume(
-            Resumption(
-                client.number,
-                begun=lambda batches, counts: tell(token, batches=batches, counts=counts),
-                ended=lambda: tell(ended),
-            )
-        )
+        def begun(batches: list[tuple[int, int]], counts: list[TaskCounts]) -> None:
+            for first, stop in batches:
+                client.needs.update(range(first, stop))  # It counts how they have ended.
+            tell(token, batches=batches, counts=counts)
+
+        resumption = Resumption(client.number, begun, ended=lambda: tell(ended))
+        self._once_committed(lambda: self._recovery.resume(resumption) if client.peer.open else None)
 
     def _client_left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
@@ -611,7 +715,7 @@ class Turn:
                 self._answer_offer(effect)
             case BatchFinished():
                 self._payloads.drop(effect.batch)
-                self._dependents.discard(effect.batch)
+                self._forget_dependencies(effect.batch)
                 self._recovery.finished(effect.batch)
             case FailLost():
                 self._keep(self._endings.of_lost(effect))
@@ -662,14 +766,20 @@ class Turn:
 
     def _answer_offer(self, answer: AnswerOffer) -> None:
         client, batch, extras = self._offers.pop(answer.batch)
-        if not answer.reused:
+        if answer.reused:
+            self._forget_dependencies(batch.id)
+        else:
             self._take_batch(batch, extras)
         self._after_commit.append((client.peer, json_frame(Kind.REPORT, token=batch.id, reused=answer.reused)))
 
+    def _forget_dependencies(self, of: int) -> None:
+        for batch in self._dependents.pop(of, ()):
+            self._depended_on[batch] -= 1
+            if not self._depended_on[batch]:
+                del self._depended_on[batch]
+
     def _lease(self, lease: LeaseCalls) -> None:
         worker = self._pool.workers[lease.worker]
-        if lease.batch in self._dependents:
-            self._leases_wait = True  # The worker reads results that may not be committed yet.
         self._direct_output(worker, lease.batch >> BATCH_NUMBER_BITS)
         if lease.task not in worker.tasks:
             worker.tasks.add(lease.task)
@@ -691,11 +801,13 @@ class Turn:
         if worker.output_of != wanted:
             worker.output_of = wanted
             files = client.peer.descriptors if client is not None else []
-            message = number_frame(Kind.OUTPUT, len(files))
             if files:
-                worker.peer.send_descriptors(message, files)
-            else:
-                worker.peer.send(message)
+                try:
+                    worker.peer.send_descriptors(number_frame(Kind.OUTPUT, len(files)), files)
+                    return
+                except OSError:
+                    worker.output_of = 0  # No descriptors are left: it prints to the supervisor's log for once.
+            worker.peer.send(number_frame(Kind.OUTPUT, 0))
 
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):

@@ -101,6 +101,39 @@ def test_words_that_are_false(monkeypatch: pytest.MonkeyPatch, word: str) -> Non
     assert config.force_sync is False
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("7d", 604800.0), ("12h", 43200.0), ("1.5 m", 90.0), ("2W", 1209600.0), (30, 30.0), ("0.5", 0.5), ("none", None)],
+)
+def test_durations_have_units(said: object, meant: float | None) -> None:
+    assert ConfigStateBackend({"retention": said}).retention == meant
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("2GiB", 2 << 30),
+        ("500MB", 500_000_000),
+        ("1.5 gib", 3 << 29),
+        (1 << 20, 1 << 20),
+        ("1048576", 1 << 20),
+        ("None", None),
+    ],
+)
+def test_sizes_have_units(said: object, meant: int | None) -> None:
+    assert ConfigStateBackend({"max_state_size": said}).max_state_size == meant
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"retention": one} for one in ("7y", "d", "-1d", 0, True, "inf", "1d2h", "7 days", [])]
+    + [{"max_state_size": one} for one in ("1KB", "2GG", "MiB", -1, "nan")],
+)
+def test_wrong_durations_and_sizes_are_told_of(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"like 45s, 30m, 12h, 7d|like 500MB or 2GiB"):
+        ConfigStateBackend(wrong)
+
+
 @pytest.mark.parametrize("variable", ["PYNENC_DEV_MODE_FORCE_SYNC_TASK", "PYNENC__DEV_MODE_FORCE_SYNC_TASKS"])
 def test_synchronous_mode_follows_the_environment_at_each_call(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     config = ConfigPynenc()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pynenc.exceptions import StateBackendError
 from pynenc.protocol.messages import NOT_RETRIABLE, Batch, Ending, Failure, Packing, Results, first_batch_of
 from pynenc.state_backend import shelf as shelves
 from pynenc.state_backend.reader import Reader
@@ -60,6 +61,7 @@ def test_what_is_unfinished_is_found_above_the_mark(path: str, monkeypatch: pyte
     store.commit()
     assert found(store.shelf) == [(half, 0), (child, half << 10), (retried, 0), (fresh, 0)]
     store.shelf.put([half])
+    store.commit()
     assert [batch for batch, _ in found(store.shelf)] == [child, retried, fresh]
     assert store.shelf.shelved() == [(half, 0)]
     store.shelf.settle(clients[2] + 1)
@@ -77,16 +79,41 @@ def test_what_is_taken_from_the_shelf_is_found_when_that_supervisor_is_killed(pa
     store.commit()
     store.shelf.put(batches)
     store.shelf.settle()
+    store.commit()
     assert not found(store.shelf)
     assert Reader(path).count_kept() == 12
     assert store.shelf.take([batches[1], batches[2] + 1]) == {batches[1]}
+    assert store.shelf.take([batches[1]]) == set(), "it is taken already"
+    assert store.shelf.has_taken, "nothing of it may begin before that is committed"
+    store.commit()
+    assert not store.shelf.has_taken
     assert found(store.shelf) == [(batches[1], 0)]
     assert [batch for batch, _ in store.shelf.shelved()] == [batches[0], batches[2]]
     store.shelf.unsettle(first)
+    store.commit()
     assert found(store.shelf) == [(batches[1], 0)], "what is shelved stays so"
     assert store.shelf.take([]) == set()
     store.purge()
     assert Reader(path).count_kept() == 0
+
+
+def test_the_shelf_is_written_with_the_commit_or_not_at_all(path: str) -> None:
+    store = Store(path)
+    batch = add_batch(store, store.add_client(1))
+    store.commit()
+    store.shelf.put([batch])
+    store.shelf.settle()
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateBackendError, match="another program holds it locked"):
+            store.commit()
+        assert Reader(path).count_kept() == 0
+    other.close()
+    assert store.shelf.take([batch]) == {batch}, "it is known before it is written"
+    store.shelf.put([batch])
+    store.commit()
+    assert Reader(path).count_kept() == 4
+    assert not found(store.shelf)
 
 
 def test_outcomes_are_known_by_their_invocation(path: str) -> None:
@@ -95,10 +122,11 @@ def test_outcomes_are_known_by_their_invocation(path: str) -> None:
     succeed(store, batch, 0, 2)
     fail(store, batch, 2, 3)
     fail(store, batch, 3, 4, Ending.RETRY)
-    store.commit()
-    assert [store.shelf.has_ended(batch << 10 | index) for index in range(4)] == [True, True, True, False]
-    assert store.shelf.parent_of(batch) == 77
-    assert store.shelf.parent_of(batch + 1) is None
+    for _ in ("before the commit", "after it"):
+        assert [store.has_ended(batch << 10 | index) for index in range(4)] == [True, True, True, False]
+        assert store.parent_of(batch) == 77
+        assert store.parent_of(batch + 1) is None
+        store.commit()
     assert [tuple(one) for one in store.shelf.counts_of([(batch, batch + 1)])] == [("m.f", 4, 2, 1)]
     assert store.shelf.counts_of([(batch + 1, batch + 9)]) == []
 
