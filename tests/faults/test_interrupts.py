@@ -6,6 +6,7 @@
 | Ctrl-C | while the supervisor starts | one line; it does not come up |
 | Ctrl-C twice | while the supervisor does not answer | the script is gone at once |
 | Ctrl-C | in one of two scripts | only that one's calls stop |
+| Ctrl-C | while the database takes nothing | the same; what was not committed is lost if the supervisor ends with it |
 | SIGTERM | at any time | the same, and the exit code of SIGTERM; a handler of the script's own comes first |
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -271,3 +273,62 @@ def test_a_message_that_is_cut_off_by_ctrl_c_does_no_harm(what: str) -> None:
         list(tasks.echo.parallelize([("x" * 1000,) for _ in range(100)]).results)
     assert list(tasks.echo.parallelize([(x,) for x in range(100)]).results) == list(range(100))
     assert list(calls.results) == list(range(100))
+
+
+LOCKED = (
+    "busy(8)\n"
+    "app._cluster.sync()\n"
+    "open('synced', 'w')\n"
+    "while not os.path.exists('locked'): pass\n"
+    "group = add.parallelize([(x, x) for x in range(100)])\n"
+    "open('called', 'w')\n"
+    "list(group.results)"
+)
+
+
+def lock_database() -> sqlite3.Connection:
+    other = sqlite3.connect(tasks.app.state_backend.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+def test_ctrl_c_ends_all_while_the_database_takes_nothing(tmp_path: Path) -> None:
+    """What is not committed then is lost, and not counted."""
+    with in_terminal(tmp_path, LOCKED) as terminal:
+        wait_until(lambda: begun(tmp_path) >= 2 and (tmp_path / "synced").exists(), "both workers are busy")
+        other = lock_database()
+        (tmp_path / "locked").touch()
+        wait_until((tmp_path / "called").exists, "calls are made that cannot be committed")
+        began = time.monotonic()
+        terminal.press(CTRL_C)
+        code, shown = terminal.wait()
+        assert time.monotonic() - began < STOPPED_S
+    assert (code, shown) == (-signal.SIGINT, "^C" + KEPT.format(8))
+    wait_until(all_gone, "supervisor and workers have ended", STOPPED_S)
+    other.close()
+    (tmp_path / "never").touch()
+    resumed = tasks.app.resume()
+    assert resumed.wait(30)
+    assert resumed.calls == 8
+
+
+def test_ctrl_c_in_one_of_two_scripts_is_heard_while_the_database_takes_nothing(tmp_path: Path) -> None:
+    """Its calls stop, and are kept as soon as they are committed; until then nobody says that they are."""
+    assert tasks.add(1, 1).result == 2
+    with in_terminal(tmp_path, LOCKED) as terminal:
+        wait_until(lambda: begun(tmp_path) >= 2 and (tmp_path / "synced").exists(), "both workers are busy")
+        other = lock_database()
+        (tmp_path / "locked").touch()
+        wait_until(lambda: (tasks.app.report() or {})["unfinished"] == 108, "all calls are there")
+        wait_until(lambda: bool((tasks.app.report() or {})["waits_for_disk"]), "a commit is held back")
+        began = time.monotonic()
+        terminal.press(CTRL_C)
+        code, shown = terminal.wait()
+        assert time.monotonic() - began < STOPPED_S
+    assert code == -signal.SIGINT
+    assert shown.endswith("pynenc: interrupted\n")
+    other.close()
+    wait_until(lambda: tasks.app.state_backend.count_kept() == 108, "the commit is tried again")
+    (tmp_path / "never").touch()
+    assert tasks.app.resume().wait(30)
+    assert tasks.app.state_backend.count_kept() == 0

@@ -96,6 +96,21 @@ def test_what_ended_lately_stays_however_long_ago_it_was_made(store: Store) -> N
     assert rows(store, "failures") == 0
 
 
+def test_what_is_shelved_stays_until_it_has_ended(store: Store) -> None:
+    first = first_batch_of(store.add_client(1))
+    add(store, first, 0.0, final=False)
+    store.shelf.put([first])
+    store.shelf.settle()
+    store.commit()
+    retention = store.retention(DAY_S, None)
+    forget(retention, 9 * DAY_S)
+    assert store.shelf.shelved() == [(first, 0)]
+    store.add_results(Results(first, 0, 1, 1, Packing.COLUMN, DAY_S, 1.0, b"12345678", b"r"))
+    store.commit()
+    forget(retention, 9 * DAY_S)
+    assert (rows(store, "batches"), rows(store, "shelved")) == (0, 0)
+
+
 def test_what_is_unfinished_or_needed_stays(store: Store) -> None:
     first = first_batch_of(store.add_client(1))
     add(store, first, 0.0)
