@@ -227,7 +227,7 @@ class Loop:
         self.flush()
 
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        found = self._selector.select(0)
+        found = self._spin.look(lambda: self._selector.select(0))
         if found:
             return found
         self._on_idle()

@@ -12,6 +12,7 @@ from pynenc.protocol.frames import HEADER_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, Packing, Results, json_frame, number_frame, rows_payload
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, SLOT_BYTES
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
 from pynenc.supervisor.pool import WatchedSlot, Worker
@@ -21,6 +22,10 @@ from tests.fuzz.frames import Frames
 
 TURN_EVERY = 24
 """So many frames come in a turn, on average."""
+
+
+LIMITS: dict[str, Any] = dict.fromkeys(["worker_memory_limit", "max_calls_per_worker", "max_worker_age"])
+LIMITS["memory_check_s"] = 0.1
 
 
 class FakePeer:
@@ -138,7 +143,8 @@ class World:
         self.clients: list[FakePeer] = []
         self.orchestrator = Orchestrator(0.02, self.pool.size, 2)
         payloads = Payloads(self.store, 1 << 16)
-        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, 1 << 16)  # type: ignore[arg-type]
+        measuring = Measuring(self.pool, LIMITS)  # type: ignore[arg-type]
+        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, measuring, 1 << 16)  # type: ignore[arg-type]
         self.turn.loop = self.loop  # type: ignore[assignment]
         self.turn.refusals = self.refusals  # One log for all supervisors, to see that it is bounded.
         self.pool.turn = self.turn
