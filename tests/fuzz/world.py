@@ -78,6 +78,7 @@ class FakePool:
     size = 2
     persistent = False
     fork_server_pid = 1
+    is_ending = False
 
     def __init__(self) -> None:
         self.workers: dict[int, Worker] = {}
