@@ -193,7 +193,7 @@ class Connection:
         if self.lost is not None:
             raise self.lost
         try:
-            if True:
+            if not self._spin.look(lambda: self._poll.poll(0)):
                 wait_ms = None if timeout is None else max(0.0, timeout * 1000)
                 if not self._poll.poll(wait_ms):
                     return

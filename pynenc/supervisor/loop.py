@@ -248,10 +248,11 @@ class Loop:
         self.flush()
 
     def _wait(self) -> list[tuple[selectors.SelectorKey, int]]:
-        found = self._selector.select(0)
+        found = self._spin.look(lambda: self._selector.select(0))
         if found:
             return found
         self._on_idle()
+        self.flush()
         timeout = None
         if self._stopped:
             timeout = 0.0

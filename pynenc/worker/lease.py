@@ -23,7 +23,7 @@ from pynenc.protocol.messages import (
     invocation_number,
     number_frame,
 )
-from pynenc.protocol.slots import CUT_TO, POSITION, Slot
+from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, Slot
 from pynenc.serializer import leased_arguments, pack
 from pynenc.worker.base import DeclaredTask
 
@@ -265,8 +265,7 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
         try:
             entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
         except Exception as error:  # whatever unpickling raises
-            fail(lease, error, slot, shipper)
-            return None
+            return fail(lease, error, slot, shipper)
         positions = range(lease.position, lease.position + lease.stop - lease.first)
         stopped_at = execution.run_lease(func, entries, positions, slot, shipper, declared.stride)
     finally:
@@ -274,15 +273,24 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
     if stopped_at is None:
         declared.learn(len(positions), time.monotonic() - began)
         return None
-    dropped_to = slot.numbers[CUT_TO]
-    shipper.cut(stopped_at)
-    return dropped_to
+    return _leave_out(stopped_at, slot, shipper)
 
 
-def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> None:
-    """Fail every call of a lease whose task cannot be imported."""
+def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> int | None:
+    """Fail every call of a lease whose task cannot be imported, or whose arguments cannot be read; returns what `run` does."""
     raised = execution.describe(error)
     shipper.begin(lease, ())
-    for index in range(lease.stop - lease.first):
-        slot.numbers[POSITION] = lease.position + index
+    for position in range(lease.position, lease.position + lease.stop - lease.first):
+        slot.numbers[POSITION] = position
+        if (cut := slot.numbers[CUT_FROM]) and cut <= position < slot.numbers[CUT_TO]:
+            # Others have these calls by now, and the supervisor waits for a word.
+            return _leave_out(position, slot, shipper)
         shipper.failed_with(raised, time.monotonic(), NOT_RETRIABLE)
+    return None
+
+
+def _leave_out(position: int, slot: Slot, shipper: Shipper) -> int:
+    """A cut keeps the calls from this position on from running; up to which position."""
+    dropped_to: int = slot.numbers[CUT_TO]
+    shipper.cut(position)
+    return dropped_to

@@ -85,16 +85,16 @@ class Worker(BaseWorker):
             if lease.common:
                 func = partial(func, **self._common_arguments(lease))
         except BaseException as error:  # importing runs user code
-            leases.fail(lease, error, self.slot, self.shipper)
-            return
-        dropped_to = leases.run(lease, declared, func, self.slot, self.shipper)
+            dropped_to = leases.fail(lease, error, self.slot, self.shipper)
+        else:
+            dropped_to = leases.run(lease, declared, func, self.slot, self.shipper)
         if dropped_to is not None:
             self._dropped_to = dropped_to
             self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
-        if True:
+        if not self.spin.look(lambda: self.poll.poll(0)):
             self.poll.poll()
         return self._read()
 

@@ -23,8 +23,8 @@ from tests.fuzz.frames import Frames
 TURN_EVERY = 24
 """So many frames come in a turn, on average."""
 
-LIMITS = {"worker_memory_limit": None, "memory_check_s": 1.0, "max_calls_per_worker": None, "max_worker_age": None}
-"""None: what these workers take is nobody's concern."""
+LIMITS: dict[str, Any] = dict.fromkeys(["worker_memory_limit", "max_calls_per_worker", "max_worker_age"])
+LIMITS["memory_check_s"] = 0.1
 
 
 class FakePeer:
@@ -76,8 +76,8 @@ class FakePool:
 
     size = 2
     persistent = False
-    is_ending = False
     fork_server_pid = 1
+    is_ending = False
 
     def __init__(self) -> None:
         self.workers: dict[int, Worker] = {}

@@ -183,14 +183,16 @@ def test_a_supervisor_that_comes_to_nothing_is_told_of(tmp_path: Path, monkeypat
     def fail(*_: object) -> None:
         raise RunnerError("no supervisor can be started")
 
-    monkeypatch.setattr(launch, "find_or_start", fail)
-    psutil.Process(report["pid"]).send_signal(signal.SIGKILL)
-    with pytest.raises(RunnerError, match="no supervisor can be started"):
-        lost.result  # noqa: B018
-    with pytest.raises(RunnerError):
-        lost.result  # noqa: B018
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "find_or_start", fail)
+        psutil.Process(report["pid"]).send_signal(signal.SIGKILL)
+        with pytest.raises(RunnerError, match="no supervisor can be started"):
+            lost.result  # noqa: B018
+        with pytest.raises(RunnerError):
+            lost.result  # noqa: B018
     assert tasks.add(1, 2).result == 3
+    (tmp_path / "gate").touch()  # The next supervisor has taken up what that one had left.
+    assert tasks.app.get_invocation(lost.invocation_id).result == str(tmp_path / "gate")
 
 
 def test_a_client_that_does_not_read_holds_nobody_up_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pynenc.protocol.messages import Failure, Kind, Lease, Packing, Results
 from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import pack_arguments, unpack
 from pynenc.worker.base import MANY, DeclaredTask
-from pynenc.worker.lease import Shipper, run
+from pynenc.worker.lease import Shipper, fail, run
 from tests import tasks
 
 COUNT = 200
@@ -131,6 +131,18 @@ def test_a_cut_that_is_made_while_a_call_runs_is_seen_by_the_next(at: int) -> No
     stopped_at = execution.run_lease(cut_at, entries, positions, slots[0], shipper, execution.MAX_STRIDE)
     assert ran == list(range(at + 1))
     assert stopped_at == (None if at == COUNT - 1 else FIRST_POSITION + at + 1)
+
+
+def test_a_lease_that_cannot_run_minds_a_cut_too() -> None:
+    """Who ignored it would never be leased anything again: the supervisor waits for a word."""
+    slot, sent = Slot(mmap.mmap(-1, 4096), 0), list[bytes]()
+    shipper = Shipper(sent.append, 1)
+    slot.cut(FIRST_POSITION + 5, FIRST_POSITION + 20)
+    lease = Lease(FIRST_POSITION, 1, 1, 0, 20, 0, 0, Packing.COLUMNS, b"")
+    assert fail(lease, ImportError("no such module"), slot, shipper) == FIRST_POSITION + 20
+    frames = FrameReader().feed(b"".join(sent))
+    assert [kind for kind, _ in frames] == [Kind.FAILURE] * 5 + [Kind.CUT]
+    assert slot.numbers[POSITION] == FIRST_POSITION + 5
 
 
 def test_a_slow_call_among_quick_ones_has_the_next_ones_timed() -> None:
