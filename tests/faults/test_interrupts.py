@@ -46,7 +46,7 @@ def busy(count):
 """
 
 WAYS = {
-    "a result": "busy(7)\nadd(1).result",
+    "a result": "busy(7)\nbegin_and_wait_for('begun7', 'never').result",
     "a group": "list(busy(8).results)",
     "a stream": "list(begin_and_wait_for.stream(((f'begun{x}', 'never') for x in range(8)), in_flight=8))",
     "plain code": "group = busy(8)\napp._cluster.sync()\nwhile True: sum(range(1000))",
