@@ -92,6 +92,12 @@ COUNTS_OF_BATCHES = (
     " FROM batches JOIN tasks ON tasks.id = batches.task WHERE batches.id >= ? AND batches.id < ?"
     ") GROUP BY task_id"
 )
+ADD_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)"
+FORGET_BLOBS = "DELETE FROM blobs WHERE kind = ? AND id = ?"
+BLOBS = (
+    "SELECT kind, id, name, size FROM blobs WHERE kind = 1"
+    f" OR NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = blobs.id AND NOT ({IS_UNFINISHED}))"
+)
 
 PURGE = tuple(
     f"DELETE FROM {table}"
@@ -105,5 +111,6 @@ PURGE = tuple(
         "named_groups",
         "common_arguments",
         "shelved",
+        "blobs",
     )
 )

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from pynenc.exceptions import StateBackendError
@@ -42,6 +43,8 @@ class Store:
         self._results: list[tuple[Any, ...]] = []
         self._failures: list[tuple[Any, ...]] = []
         self._transitions: list[tuple[int, int, str, int, float]] = []
+        self._blobs: list[tuple[int, int, bytes, int]] = []
+        self._forgotten_blobs: list[tuple[int, int]] = []
         self._written = 0
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -115,13 +118,32 @@ class Store:
         """Keep a step of the calls `[first, stop)` on the way to their outcome, at this time (seconds since the epoch)."""
         self._transitions.append((invocation_number(batch, first), stop, status, worker, at))
 
+    def add_blobs(self, kind: int, number: int, references: Iterable[tuple[bytes, int]]) -> None:
+        """Keep to which blobs, with names and sizes, a batch or results refer."""
+        self._blobs += [(kind, number, name, size) for name, size in references]
+
+    def forget_blobs(self, kind: int, number: int) -> None:
+        """They refer to none any more."""
+        self._forgotten_blobs.append((kind, number))
+
+    def blobs(self) -> list[tuple[int, int, bytes, int]]:
+        """All blobs that something refers to: its kind, its number, name and size of the blob."""
+        return self._connection.execute(queries.BLOBS).fetchall()
+
     def commit(self) -> None:
         """Write what has been added since the last commit, in one transaction.
 
         Raises:
             StateBackendError: The database did not take it (disk full, locked); nothing of it is written.
         """
-        if not (self._batches or self._results or self._failures or self._transitions):
+        if not (
+            self._batches
+            or self._results
+            or self._failures
+            or self._transitions
+            or self._blobs
+            or self._forgotten_blobs
+        ):
             return
         run = self._connection.execute
         many = self._connection.executemany
@@ -140,6 +162,10 @@ class Store:
                 many(queries.ADD_FAILURE, self._failures)
             if self._transitions:
                 many(queries.ADD_TRANSITION, self._transitions)
+            if self._blobs:
+                many(queries.ADD_BLOB, self._blobs)
+            if self._forgotten_blobs:
+                many(queries.FORGET_BLOBS, self._forgotten_blobs)
             run("COMMIT")
         except sqlite3.Error as error:
             if self._connection.in_transaction:
@@ -152,6 +178,8 @@ class Store:
         self._results.clear()
         self._failures.clear()
         self._transitions.clear()
+        self._blobs.clear()
+        self._forgotten_blobs.clear()
         if self._written > CHECKPOINT_BYTES:
             self._start_checkpoint()
 

@@ -16,12 +16,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pynenc.blobs.directory import BlobDirectory
 from pynenc.exceptions import ProtocolError, PynencError, StateBackendError
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.measuring import Measuring
@@ -71,6 +73,7 @@ class Supervisor:
         )
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
+        self.blobs = Blobs(BlobDirectory(settings["database"]), self.store, settings["blob_memory_bytes"])
         measuring = Measuring(self.pool, settings)
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)
         self.turn = Turn(
@@ -79,11 +82,12 @@ class Supervisor:
             payloads,
             self.pool,
             measuring,
+            self.blobs,
             settings["client_buffer_bytes"],
             settings["on_client_loss"],
         )
         self.loop = Loop(self._on_turn, lambda: self._guard(self.turn.commit), self.turn.refused)
-        self.turn.loop = self.loop
+        self.turn.loop = self.blobs.loop = self.loop
 
     def serve(self) -> None:
         """Start the workers and turn until there is nothing left to do."""
@@ -105,6 +109,7 @@ class Supervisor:
         self.pool.close()
         self.loop.close()
         self.store.close()
+        self.blobs.close()
 
     def _on_turn(self) -> None:
         self._guard(self._turn)

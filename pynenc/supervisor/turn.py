@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import Any, assert_never
 
+from pynenc.blobs.references import from_column
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.fields import Fields
@@ -19,6 +20,8 @@ from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
     MAX_BATCH,
     MAX_BATCH_CALLS,
+    MAX_INVOCATION,
+    REFERRING,
     Batch,
     Ending,
     Failure,
@@ -34,10 +37,12 @@ from pynenc.protocol.messages import (
     json_frame,
     number_frame,
     number_from,
+    numbers_from,
 )
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import (
@@ -168,6 +173,7 @@ class Turn:
         payloads: Payloads,
         pool: Pool,
         measuring: Measuring,
+        blobs: Blobs,
         client_buffer_bytes: int,
         on_client_loss: str = "DRAIN",
     ) -> None:
@@ -178,6 +184,7 @@ class Turn:
         self._payloads = payloads
         self._pool = pool
         self._measuring = measuring
+        self._blobs = blobs
         self.stopped = False
         self._interrupter: tuple[Peer, int] | None = None
         self._is_last = False
@@ -192,7 +199,7 @@ class Turn:
         self._failures: dict[int, Failure] = {}
         self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures, measuring)
-        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring)
+        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring, blobs)
         self._recovery = Recovery(
             store,
             orchestrator,
@@ -201,6 +208,7 @@ class Turn:
             self._tasks,
             lambda event: self._events.append((event, None)),
             self._keep,
+            blobs.batch_finished,
         )
         self.stopping = Stopping(
             self.clients,
@@ -259,6 +267,8 @@ class Turn:
         """Commit what has come; at the latest when the loop is about to sleep."""
         self._store.commit()
         self._payloads.committed()
+        if self._blobs.is_due:
+            self._blobs.turn_over()
 
     def has_clients(self) -> bool:
         """Whether anybody from outside is connected."""
@@ -331,6 +341,12 @@ class Turn:
                 token, payload = bytes_from(body)
                 number = self._store.add_common_arguments(payload)
                 self._answer(client, json_frame(Kind.REPORT, token=token, number=number))
+            elif kind == Kind.HOLD:
+                self._blobs.client_holds(client.number, body)
+            elif kind == Kind.RELEASE:
+                self._blobs.client_releases(client.number, body)
+            elif kind == Kind.DROP:
+                self._blobs.results_dropped(numbers_from(body, MAX_INVOCATION))
             elif kind == Kind.ADOPT:
                 self._adopt(client, Fields.of("a client that comes over", body))
             elif kind == Kind.GOODBYE:
@@ -381,11 +397,14 @@ class Turn:
             raise ProtocolError(f"batch {batch.id} takes common arguments {extras.common}, which are not there")
         if extras.dependencies and any(on.batch == batch.id for on in extras.depended_on()):
             raise ProtocolError(f"batch {batch.id} waits for itself")
+        from_column(extras.blobs)  # It raises when that cannot be.
         return extras
 
     def _take_batch(self, batch: Batch, extras: Extras) -> None:
         self._store.add_batch(batch, extras)
         self._payloads.add(batch)
+        if extras.blobs:
+            self._blobs.batch_came(batch.id, extras.blobs)
 
     def _with_settled(self, event: BatchArrived | BatchOffered | BatchRecovered) -> Event:
         """A new batch, with what is known of dependencies that are finished."""
@@ -483,6 +502,7 @@ class Turn:
             else:
                 self._recovery.drop()
                 self._store.purge()
+                self._blobs.purge()
                 answer = {}
         else:
             raise ProtocolError(f"a client asked for {what!r:.100}")
@@ -540,6 +560,7 @@ class Turn:
                 del self.clients[number]
         self._recovery.forget(client.number)
         self._groups.forget(client.number)
+        self._blobs.client_left(client.numbers)
         for watchers in self._watchers.values():
             watchers.discard(client.number)
         for worker in self._pool.workers.values():
@@ -573,6 +594,8 @@ class Turn:
                 results = Results.from_body(body)
                 if results.worker != number:
                     raise ProtocolError(f"results of worker {results.worker}")
+                if results.packing & REFERRING:
+                    results = self._blobs.results_came(results)
                 succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, results.took)
                 self._events.append((succeeded, results))
             elif kind == Kind.FAILURE:
@@ -597,6 +620,7 @@ class Turn:
         """A worker's process is gone, and all that it had sent is read."""
         self._measuring.note_death(worker)
         self._events.append((WorkerLost(worker.number, position, self._pool.is_ending), None))
+        self._blobs.somebody_died()
 
     # What the rules ask for.
 
@@ -611,6 +635,8 @@ class Turn:
                 self._answer_offer(effect)
             case BatchFinished():
                 self._payloads.drop(effect.batch)
+                if effect.batch not in self._recovery.leaving:
+                    self._blobs.batch_finished(effect.batch)
                 self._dependents.discard(effect.batch)
                 self._recovery.finished(effect.batch)
             case FailLost():
@@ -700,6 +726,7 @@ class Turn:
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
             self._store.add_results(outcome)
+            self._blobs.results_kept(outcome)
         else:
             self._store.add_failure(outcome)
             for index in range(outcome.first, outcome.stop):
