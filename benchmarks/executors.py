@@ -49,6 +49,9 @@ class PynencExecutor:
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return list(self._tasks[func].parallelize(zip(values)).results)
 
+    def shared(self, func: Callable[[Any], Any], value: Any, count: int) -> list[Any]:
+        return self.map(func, [value] * count, 0)
+
     def fibonacci(self, n: int) -> int:
         return tasks.fibonacci_task(n).result
 
@@ -72,6 +75,9 @@ class PoolExecutor:
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return self._pool.map(func, values, chunk)
+
+    def shared(self, func: Callable[[Any], Any], value: Any, count: int) -> list[Any]:
+        return self._pool.map(func, [value] * count, 1)
 
     def close(self) -> None:
         self._pool.terminate()
@@ -119,6 +125,9 @@ class JoblibExecutor:
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return list(self._parallel(self._delayed(func)(value) for value in values))
+
+    def shared(self, func: Callable[[Any], Any], value: Any, count: int) -> list[Any]:
+        return self.map(func, [value] * count, 0)  # It finds out by itself, and writes one file.
 
     def close(self) -> None:
         from joblib.externals.loky import get_reusable_executor
@@ -172,6 +181,10 @@ class DaskExecutor:
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return list(self._client.gather(self._client.map(func, values, pure=False)))
 
+    def shared(self, func: Callable[[Any], Any], value: Any, count: int) -> list[Any]:
+        scattered = self._client.scatter(value, broadcast=True)
+        return list(self._client.gather([self._client.submit(func, scattered, pure=False) for _ in range(count)]))
+
     def fibonacci(self, n: int) -> int:
         return int(self._client.submit(_dask_fibonacci, n, pure=False).result())
 
@@ -205,6 +218,9 @@ class RayExecutor:
 
     def map(self, func: Callable[[Any], Any], values: Sequence[Any], chunk: int) -> list[Any]:
         return self.calls(func, values)
+
+    def shared(self, func: Callable[[Any], Any], value: Any, count: int) -> list[Any]:
+        return self.calls(func, [self._ray.put(value)] * count)
 
     def fibonacci(self, n: int) -> int:
         return int(self._ray.get(self._function(_ray_fibonacci).remote(n)))

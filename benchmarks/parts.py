@@ -9,15 +9,18 @@ import mmap
 import os
 import pickle
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.tasks import app, noop_task
+from pynenc.blobs.directory import BlobDirectory
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader
 from pynenc.protocol.messages import Batch, Kind, Lease, Packing, Results, first_batch_of, json_frame
 from pynenc.protocol.slots import Slot
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
@@ -108,11 +111,14 @@ def supervisor() -> float:
         commit=lambda: None,
         shelf=SimpleNamespace(has_taken=False),
         see_that_it_is_there=lambda: None,
+        blobs=list,
     )
+    blobs = Blobs(BlobDirectory(os.path.join(tempfile.gettempdir(), "parts.db")), store, 0)  # type: ignore[arg-type]
     held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     measuring = Measuring(pool, app.supervisor_settings())  # type: ignore[arg-type]
-    turn = Turn(store, Orchestrator(0.02), Payloads(store, 1 << 26), pool, measuring, 1 << 24, 60.0)  # type: ignore[arg-type]
+    payloads = Payloads(store, 1 << 26)  # type: ignore[arg-type]
+    turn = Turn(store, Orchestrator(0.02), payloads, pool, measuring, blobs, 1 << 24, 60.0)  # type: ignore[arg-type]
     turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda *_: None)  # type: ignore[assignment]
     turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
     turn.worker_started(held)  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGES = ("pynenc", "joblib", "mpire", "distributed", "ray", "huey")
+from benchmarks.tasks import LARGE_BYTES
+
+PACKAGES = ("pynenc", "numpy", "joblib", "mpire", "distributed", "ray", "huey")
 
 
 class Bar(NamedTuple):
@@ -44,6 +46,12 @@ BARS = (
     Bar("client_memory", None, 1.0, False, "≤ 1 byte"),
     Bar("disk", None, 60, False, "≤ 60 bytes"),
     Bar("queued_flat", None, 1.3, False, "≤ 1.3"),
+    Bar("large_argument", "Pool", 10, True, "≥ 10 × Pool"),
+    Bar("large_argument", "fastest", 1.0, False, "≤ the fastest peer"),
+    Bar("large_result", "Pool", 10, True, "≥ 10 × Pool"),
+    Bar("large_result", "fastest", 1.0, False, "≤ the fastest peer"),
+    Bar("shared_array", "joblib", 1.0, False, "≤ joblib"),
+    Bar("shared_growth", None, 1.1, False, "≤ 1.1 × the array"),
 )
 
 Figures = dict[str, dict[str, float]]
@@ -77,7 +85,9 @@ def shown(workload: str, value: float) -> str:
         return f"{value / 1e6:.1f} MB"
     if workload in ("disk", "client_memory"):
         return f"{value:.2f} bytes"
-    if workload in ("skewed_tail", "queued_flat"):
+    if workload in ("large_argument", "large_result"):
+        return f"{LARGE_BYTES / value / 1e9:.2f} GB/s"
+    if workload in ("skewed_tail", "queued_flat", "shared_growth"):
         return f"{value:.2f}"
     return f"{value * 1e6:,.0f} µs" if value < 0.01 else f"{value:.3f} s"
 

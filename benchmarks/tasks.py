@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 from pynenc import Pynenc
 
 app = Pynenc("benchmarks")
+
+LARGE_COUNT = 12_500_000
+LARGE_BYTES = 8 * LARGE_COUNT
+"""What the large workloads send: an array of 100 MB."""
 
 
 def noop(x: int) -> int:
@@ -38,7 +44,30 @@ def fibonacci(n: int) -> int:
     return smaller.result + small.result
 
 
+def total(values: Any) -> float:
+    """Read a whole array."""
+    return float(values.sum())
+
+
+def filled(value: float) -> Any:
+    """Make a large array."""
+    import numpy as np
+
+    return np.full(LARGE_COUNT, value)
+
+
+def total_behind(path: str, values: Any) -> float:
+    """Read a whole array, and hold it and the worker until a file is there."""
+    found = float(values.sum())
+    Path(f"{path}.{os.getpid()}").touch()
+    gate(path)
+    return found
+
+
 fibonacci_task = app.task(fibonacci)
 noop_task = app.task(noop)
 burn_task = app.task(burn)
 gate_task = app.task(gate)
+total_task = app.task(total)
+filled_task = app.task(filled)
+total_behind_task = app.task(total_behind)

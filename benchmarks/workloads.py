@@ -161,6 +161,104 @@ def nested_two_workers(name: str) -> float:
     return _nested(name, 2)
 
 
+LARGE_ROUNDS = 8
+SHARING_CALLS = 32
+
+
+def _large(name: str, use: Callable[[Any], float]) -> float:
+    executor = EXECUTORS[name]()
+    if not hasattr(executor, "shared"):
+        raise ImportError(f"{name} is not measured with large values")
+    try:
+        warm(executor)
+        return use(executor)
+    finally:
+        executor.close()
+
+
+def large_argument(name: str) -> float:
+    """Seconds for a call that reads 100 MB, a fresh array each time; median."""
+    import numpy as np
+
+    def use(executor: Any) -> float:
+        took = []
+        for number in range(LARGE_ROUNDS):
+            values = np.full(tasks.LARGE_COUNT, float(number))
+            began = time.perf_counter()
+            assert executor.call(tasks.total, values) == number * tasks.LARGE_COUNT
+            took.append(time.perf_counter() - began)
+        return statistics.median(took[2:])
+
+    return _large(name, use)
+
+
+def large_result(name: str) -> float:
+    """Seconds for a call that makes 100 MB, which are read; median."""
+
+    def use(executor: Any) -> float:
+        took = []
+        for number in range(LARGE_ROUNDS):
+            began = time.perf_counter()
+            assert executor.call(tasks.filled, float(number)).sum() == number * tasks.LARGE_COUNT
+            took.append(time.perf_counter() - began)
+        return statistics.median(took[2:])
+
+    return _large(name, use)
+
+
+def shared_array(name: str) -> float:
+    """Seconds for 32 calls that read the same 100 MB; the best of three, each with another array."""
+    import numpy as np
+
+    def use(executor: Any) -> float:
+        took = []
+        for number in range(3):
+            values = np.full(tasks.LARGE_COUNT, float(number))
+            began = time.perf_counter()
+            results = executor.shared(tasks.total, values, SHARING_CALLS)
+            took.append(time.perf_counter() - began)
+            assert results == [number * tasks.LARGE_COUNT] * SHARING_CALLS
+        return min(took)
+
+    return _large(name, use)
+
+
+def shared_growth(name: str) -> float:
+    """What all processes together take more while calls share 100 MB, as a multiple of these."""
+    import numpy as np
+
+    values = np.ones(tasks.LARGE_COUNT)
+
+    def use(gate: Path) -> float:
+        before = _pss_of_all()
+        calls = tasks.total_behind_task.parallelize([(str(gate), values)] * SHARING_CALLS)
+        while len(list(gate.parent.glob("gate.*"))) < WORKERS:
+            time.sleep(0.01)
+        used = _pss_of_all() - before
+        gate.touch()
+        assert list(calls.results) == [float(tasks.LARGE_COUNT)] * SHARING_CALLS
+        return used / tasks.LARGE_BYTES
+
+    with tempfile.TemporaryDirectory() as directory:
+        tasks.app.conf.num_workers = WORKERS
+        for warmed in tasks.total_task.parallelize([(np.ones(10),)] * WORKERS):
+            warmed.wait()
+        try:
+            return use(Path(directory, "gate"))
+        finally:
+            tasks.app.close()
+
+
+def _pss_of_all() -> float:
+    """The memory of this process, the supervisor and the workers, what they share counted once."""
+    import psutil
+
+    report = tasks.app.report()
+    assert report is not None
+    processes = [None, report["pid"], *(worker["pid"] for worker in report["workers"])]
+    return float(sum(psutil.Process(pid).memory_full_info().pss for pid in processes))
+
+
 def _blocked(count: int, use: Callable[[Path], float]) -> float:
     """Queue no-op calls behind workers that are held at a gate."""
     import psutil  # noqa: F401  (imported before memory is looked at)
@@ -277,6 +375,10 @@ WORKLOADS: dict[str, Callable[[str], float]] = {
         client_memory,
         disk,
         queued_flat,
+        large_argument,
+        large_result,
+        shared_array,
+        shared_growth,
     )
 }
-OURS_ALONE = ("worker_memory", "supervisor_memory", "client_memory", "disk", "queued_flat")
+OURS_ALONE = ("worker_memory", "supervisor_memory", "client_memory", "disk", "queued_flat", "shared_growth")

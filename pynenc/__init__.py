@@ -14,9 +14,11 @@ from pynenc.version import __version__
 
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
+    from pynenc.blobs.ref import BlobRef
     from pynenc.builder import PynencBuilder
     from pynenc.conf.config_task import ConcurrencyControlType
     from pynenc.exceptions import (
+        BlobLostError,
         ConfigError,
         CycleDetectedError,
         InvalidTaskOptionsError,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from pynenc.task import Task
 
 __all__ = [
+    "BlobLostError",
+    "BlobRef",
     "ConcurrencyControlType",
     "ConfigError",
     "CycleDetectedError",
@@ -55,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BlobRef": "pynenc.blobs.ref",
     "ConcurrencyControlType": "pynenc.conf.config_task",
     "InvocationStatus": "pynenc.status",
     "Pynenc": "pynenc.app",

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pynenc.exceptions import TaskError
 from pynenc.task import Task, registered
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import logging
     from types import ModuleType
 
+    from pynenc.blobs.ref import BlobRef
     from pynenc.broker import Broker
     from pynenc.client.resuming import Resumed
     from pynenc.client.runner import ClusterRunner
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pynenc.runner import Runner
     from pynenc.state_backend import StateBackend
     from pynenc.synchronous import SynchronousRunner
+
+Value = TypeVar("Value")
 
 _apps: dict[str, Pynenc] = {}
 
@@ -168,6 +171,20 @@ class Pynenc:
         """
         return self._cluster.find(invocation_id)
 
+    def put(self, value: Value) -> BlobRef[Value]:
+        """Put a large value into shared memory once, to be used as an argument of many calls.
+
+        Args:
+            value: An array, a table, bytes, or anything else that can be pickled.
+
+        Returns:
+            What stands for the value in the arguments of calls; the value is freed some time after this object is gone.
+
+        Raises:
+            SerializationError: The value cannot be pickled.
+        """
+        return self.runner.put(value)
+
     def purge(self) -> None:
         """Forget all invocations that are stored.
 
@@ -245,6 +262,8 @@ class Pynenc:
 
     def supervisor_settings(self) -> dict[str, Any]:
         """What a supervisor that this app starts needs to know."""
+        from pynenc.blobs.budget import memory_budget
+        from pynenc.conf.config_blobs import ConfigBlobs
         from pynenc.conf.config_broker import ConfigBroker
         from pynenc.conf.config_orchestrator import ConfigOrchestrator
         from pynenc.conf.config_runner import ConfigRunner
@@ -252,7 +271,7 @@ class Pynenc:
         from pynenc.system.cpus import thread_caps, usable_cpus
 
         sources = (self.config_values, self.config_filepath)
-        runner, broker = ConfigRunner(*sources), ConfigBroker(*sources)
+        runner, broker, blobs = ConfigRunner(*sources), ConfigBroker(*sources), ConfigBlobs(*sources)
         stored = ConfigStateBackend(*sources)
         cpus = usable_cpus()
         workers = self.conf.num_workers or cpus
@@ -275,6 +294,8 @@ class Pynenc:
             "max_state_bytes": stored.max_state_size,
             "lease_s": broker.lease_s,
             "memory_bytes": broker.memory_bytes,
+            "blob_threshold_bytes": blobs.threshold_bytes,
+            "blob_memory_bytes": memory_budget(blobs.memory_share, blobs.memory_bytes),
             "client_buffer_bytes": ConfigOrchestrator(*sources).client_buffer_bytes,
         }
 
@@ -287,9 +308,12 @@ class Pynenc:
 
         inside = context.worker_of
         if inside is not None and inside.app_id == self.app_id:
-            return StateBackend(inside.database)
-        check_state_dir(self.conf.state_path)
-        return StateBackend(paths_of(self.conf.state_path, self.app_id).database)
+            database = inside.database
+        else:
+            check_state_dir(self.conf.state_path)
+            database = paths_of(self.conf.state_path, self.app_id).database
+        context.databases[database] = None
+        return StateBackend(database)
 
     @cached_property
     def broker(self) -> Broker:

@@ -41,12 +41,16 @@ class Collector(threading.local):
         found: The dependencies found in them: batches, and the calls `[first, stop)` of each; None outside of that.
         reading: The app whose stored arguments are looked at; None where they are unpickled to run a call.
         comparing: Whether they are unpickled to be compared, for which the numbers of invocations do.
+        blobs: The references to blobs found in arguments that are being pickled; None outside of that.
+        copying: Whether large buffers in them are copied, so that they can be changed.
     """
 
     app: Any = None
     found: list[Any] | None = None
     reading: Any = None
     comparing = False
+    blobs: list[Any] | None = None
+    copying = False
 
 
 collector = Collector()
@@ -65,6 +69,12 @@ nested_wait: Callable[[Any, Callable[[], bool], Sequence[int], float | None], bo
 
 nested_await: Callable[[Any, Sequence[int]], Awaitable[None]] | None = None
 """In workers that run many calls at once: how a coroutine awaits outcomes, given a future and the batches."""
+
+uses_blobs = False
+"""Whether a blob was ever mapped in this process."""
+
+databases: dict[str, None] = {}
+"""The databases of the apps that this process uses; the blobs that their results refer to are found beside them."""
 
 worker_of: WorkerOf | None = None
 """Set in worker processes."""

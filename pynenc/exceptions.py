@@ -23,6 +23,7 @@
     │   ├── InvocationControlledError
     │   ├── DependencyError
     │   └── CycleDetectedError
+    ├── BlobLostError
     ├── StateBackendError
     ├── RunnerError
     │   ├── SupervisorLostError
@@ -184,6 +185,27 @@ class CycleDetectedError(PynencError):
         return (
             f"a call would wait for itself: {' -> '.join(self.cycle)}. If it is not meant to be waited for, set the task's "
             "option cycle_control=False"
+        )
+
+
+class BlobLostError(PynencError):
+    """A large argument or result is not there any more: it was released or purged, or the machine was started anew.
+
+    Args:
+        name: The blob.
+        size: How many bytes it had.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__(name, size)
+        self.name = name
+        self.size = size
+
+    def __str__(self) -> str:
+        return (
+            f"blob {self.name}, a large value of {self.size:,} bytes, is not there any more: it was released (the results of a "
+            "stream are, once they were taken; arguments, once their calls have ended), purged, or lost when the machine was "
+            "started anew. Make the call again"
         )
 
 

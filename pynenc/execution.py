@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice, starmap
 from typing import Any, NamedTuple, Protocol
 
+from pynenc import context
 from pynenc.exceptions import (
     DependencyError,
     InvocationCancelledError,
@@ -22,7 +23,7 @@ from pynenc.exceptions import (
 )
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, Failure
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, STARTED, Slot
-from pynenc.serializer import SCALARS, Frozen, dumps, freeze, loads
+from pynenc.serializer import SCALARS, Frozen, Referring, dumps, loads
 
 CO_COROUTINE = 0x80
 """The flag of a coroutine function's code; `inspect` has it too, but is slow to import."""
@@ -43,6 +44,13 @@ SLOW_S = 0.001
 """When that takes longer, these calls are not quick any more."""
 
 
+READ_ONLY = (
+    "a task gets its large arguments read-only, since all calls share them: change a copy, or set the task's option "
+    "copy_arguments=True"
+)
+"""What is added to errors that seem to come from that."""
+
+
 class Raised(NamedTuple):
     """An exception that user code raised, ready to travel."""
 
@@ -59,11 +67,13 @@ class Outcomes(Protocol):
         values: The frozen results; one is appended when its call has ended.
         ends: When each of them ended, when `take_times` has been called; what has an end has its value.
         due: When to ship; seconds, monotonic.
+        freeze: Makes a result ready to wait.
     """
 
     values: list[Any]
     ends: list[float]
     due: float
+    freeze: Callable[[Any], Any]
 
     def ship(self) -> None:
         """Send what is there; called when a call ends at or after `due`."""
@@ -95,7 +105,7 @@ def run_lease(
     # Each step of this iterator runs one call; after an exception it goes on with the next.
     calls = map(partial(call_frozen, func), entries) if type(entries) is list else starmap(func, entries)
     numbers, times = slot.numbers, slot.times
-    add_value, add_end = outcomes.values.append, outcomes.ends.append
+    add_value, add_end, freeze = outcomes.values.append, outcomes.ends.append, outcomes.freeze
     clock, position_field, cut_field = time.monotonic, POSITION, CUT_FROM
     due = outcomes.due
     began = times[STARTED] = clock()
@@ -112,7 +122,7 @@ def run_lease(
                     plain = type(value)
                     if plain not in SCALARS:
                         plain, value = None, freeze(value)
-                        if type(value) is Frozen and len(value) >= SHIP_BYTES:
+                        if type(value) is Referring or (type(value) is Frozen and len(value) >= SHIP_BYTES):
                             due = 0.0
                 add_value(value)
                 position += 1
@@ -154,6 +164,30 @@ def call_frozen(func: Callable[..., Any], entry: Frozen) -> Any:
     return func(*positional, **keywords)
 
 
+def call_copying(func: Callable[..., Any], common: bytes | None, entry: Any) -> Any:
+    """The same with copies of large arguments, which the function may change.
+
+    Args:
+        func: The function.
+        common: Pickled keywords that it gets, too.
+        entry: Its arguments: a tuple, or frozen.
+    """
+    collector = context.collector
+    collector.copying = True
+    try:
+        shared = loads(common) if common is not None else {}
+        begin = partial(_begin, func, **shared)
+        return call_frozen(begin, entry) if type(entry) is Frozen else begin(*entry)
+    finally:
+        collector.copying = False
+
+
+def _begin(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function: what it reads itself is not copied."""
+    context.collector.copying = False
+    return func(*args, **kwargs)
+
+
 def runnable(func: Callable[..., Any]) -> Callable[..., Any]:
     """A function that gives the result itself: coroutine functions are run to their end.
 
@@ -164,6 +198,10 @@ def runnable(func: Callable[..., Any]) -> Callable[..., Any]:
     if not is_coroutine_function(func):
         return func
     return lambda *args, **kwargs: _run_coroutine(func(*args, **kwargs))
+
+
+def nothing(*_: Any) -> None:
+    """In the place of a function that is not called any more."""
 
 
 def is_coroutine_function(func: Callable[..., Any]) -> bool:
@@ -198,13 +236,15 @@ def describe(error: BaseException) -> Raised:
     """An exception as it travels: in words, and pickled when that can be undone."""
     import traceback
 
+    if context.uses_blobs and isinstance(error, ValueError | TypeError | BufferError) and "read-only" in str(error):
+        error.add_note(READ_ONLY)
     # The first entry is this module's own call of the user's function.
     tail = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:
         text = "".join(traceback.format_exception(type(error), error, tail))
     except Exception as broken:  # the user's own __str__ or __repr__
         text = f"{type(error).__qualname__} (its text cannot be shown: {type(broken).__name__})\n"
-    message = _message_of(error)
+    message = _message_of(error) + (f"; {READ_ONLY}" if READ_ONLY in getattr(error, "__notes__", ()) else "")
     type_name = type(error).__qualname__
     return Raised(type_name, message[:MAX_TEXT], text[:MAX_TEXT], _pickle_exception(error, type_name, message))
 

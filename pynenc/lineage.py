@@ -66,7 +66,10 @@ class Caller:
             CycleDetectedError: It is.
         """
         entry = call.entry if isinstance(call, PreparedCall) else call
-        if identity_of(task, entry) in self._calls:
+        if identity_of(task, entry) in self._calls or (
+            # As part of a `parallelize` it is looked at before its large buffers are blobs.
+            isinstance(entry, Frozen) and len(entry) > LARGE_BYTES and identity_of(task, entry, True) in self._calls
+        ):
             arguments = task.args_from(entry)
             running = context.current()
             above = running.invocation() if running is not None else None
@@ -83,12 +86,12 @@ class Caller:
         self.check(task, task.freeze_call(*task.call_of(item)))
 
 
-def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen) -> bytes:
-    """What two calls have in common that are the same."""
+def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen, by_value: bool = False) -> bytes:
+    """What two calls have in common that are the same; `by_value` also when they are large."""
     from hashlib import sha256
 
     size = IDENTITY_BYTES - TASK_BYTES
-    if isinstance(entry, Frozen) and len(entry) > LARGE_BYTES:
+    if not by_value and isinstance(entry, Frozen) and len(entry) > LARGE_BYTES:
         return task.identity + sha256(entry).digest()[:size]
     collector = context.collector
     outer, collector.comparing = collector.comparing, True

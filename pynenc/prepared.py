@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from pynenc.protocol.extras import Dependency, Extras, dependencies_column
@@ -25,11 +25,21 @@ class PreparedCall(NamedTuple):
         entry: Its arguments: a tuple of plain values, or frozen.
         dependencies: Batches, and the calls `[first, stop)` of them, whose results it takes; in synchronous mode their
             invocations.
+        blobs: To which blobs its arguments refer.
     """
 
     entry: tuple[Any, ...] | Frozen
     keys: CallKeys = CallKeys()
     dependencies: tuple[Any, ...] = ()
+    blobs: tuple[Any, ...] = ()
+
+    def weight(self, others: Container[Any]) -> int:
+        """The bytes that it adds to a batch whose other calls refer to these blobs."""
+        return len(self.entry) + self.blob_bytes(others) if type(self.entry) is Frozen else 0
+
+    def blob_bytes(self, others: Container[Any] = ()) -> int:
+        """The bytes of its blobs to which the others do not refer."""
+        return sum(blob.size for blob in self.blobs if blob not in others)
 
 
 def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras) -> Extras:
@@ -52,10 +62,12 @@ def extras_of(count: int, prepared: Mapping[int, PreparedCall], constant: Extras
         columns.append(keys[0] if column == 0 and len(set(keys)) == 1 else b"".join(keys))
     found = [Dependency(index, *one) for index, call in sorted(prepared.items()) for one in call.dependencies]
     running = columns[0] or constant.running
+    blobs = {blob: None for call in prepared.values() for blob in call.blobs}
     return constant._replace(
         running=running,
         registration=columns[1],
         arguments=columns[2],
         cache=columns[3],
         dependencies=dependencies_column(shared + found),
+        blobs=constant.blobs + b"".join(blob.to_bytes() for blob in blobs),
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from pynenc.arguments import Arguments
+    from pynenc.blobs.ref import BlobRef
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
     from pynenc.state_backend.reader import Attempts
     from pynenc.task import Task
@@ -154,6 +155,9 @@ class Runner(Protocol):
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterable[Any]:
         """Run a call for each item as results are taken."""
+
+    def put(self, value: Any) -> BlobRef[Any]:
+        """Keep a value for many calls; see `Pynenc.put`."""
 
     def close(self) -> None:
         """Let go of processes and connections; what was submitted goes on."""

@@ -9,10 +9,11 @@ value is never the same object as another's, and one that cannot be unpickled sp
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from itertools import islice, pairwise
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 from pynenc.exceptions import SerializationError
 from pynenc.protocol.messages import Packing, row_bounds, rows_payload
@@ -35,8 +36,64 @@ class Frozen(bytes):
     __slots__ = ()
 
 
-def dumps(value: Any) -> bytes:
+class Referring(Frozen):
+    """A frozen value whose large buffers are blobs, to which it refers (`blobs.references.Reference`)."""
+
+    references: tuple[Any, ...]
+
+
+class Freezes(Protocol):
+    """Freezes values, and puts their large buffers elsewhere."""
+
+    def frozen(self, value: Any) -> Frozen:
+        """A frozen value."""
+
+    def sent(self) -> None:
+        """The calls of the batches that were packed before have been sent."""
+
+
+class LazyFreezer:
+    """One that is made when there is something to freeze that is not plain; its end is the end of this."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[Freezes]]) -> None:
+        self._make = make
+        self._made: Freezes | None = None
+        self._stack = ExitStack()
+
+    def frozen(self, value: Any) -> Frozen:
+        """A frozen value."""
+        if self._made is None:
+            self._made = self._stack.enter_context(self._make())
+        return self._made.frozen(value)
+
+    def sent(self) -> None:
+        """The calls of the batches that were packed before have been sent."""
+        if self._made is not None:
+            self._made.sent()
+
+    def __enter__(self) -> LazyFreezer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+class OutOfBand(Protocol):
+    """Takes buffers that are not to lie in a pickle, and with `dump` the pickle itself, as a file."""
+
+    def begin(self) -> Callable[[pickle.PickleBuffer], bool]:
+        """A pickle begins, perhaps anew after plain pickle has failed; what is asked of each buffer whether it stays in it."""
+
+    def write(self, piece: Any) -> int:
+        """Take in the next bytes of the pickle."""
+
+
+def dumps(value: Any, buffers: OutOfBand | None = None) -> bytes:
     """Pickle a value, with cloudpickle where plain pickle cannot (lambdas, closures, local classes).
+
+    Args:
+        value: Anything.
+        buffers: Takes buffers out of the pickle.
 
     Raises:
         SerializationError: Neither of them can, or it is too large.
@@ -44,7 +101,7 @@ def dumps(value: Any) -> bytes:
     >>> loads(dumps(lambda x: x + 1))(2)
     3
     """
-    pickled = _dumps(value)
+    pickled = _dumps(value, buffers)
     if len(pickled) > MAX_VALUE_BYTES:
         raise SerializationError(
             f"{type(value).__qualname__} is {len(pickled):,} bytes when pickled, and at most {MAX_VALUE_BYTES:,} travel: pass it "
@@ -53,19 +110,39 @@ def dumps(value: Any) -> bytes:
     return pickled
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: Any, buffers: OutOfBand | None) -> bytes:
     try:
-        return pickle.dumps(value, PROTOCOL)
+        return pickle.dumps(value, PROTOCOL, buffer_callback=None if buffers is None else buffers.begin())
     except Exception as plain_error:  # pickling runs the user's own code: anything can be raised
         import cloudpickle
 
         try:
-            return cast_bytes(cloudpickle.dumps(value, PROTOCOL))
+            taken = None if buffers is None else buffers.begin()
+            return cast_bytes(cloudpickle.dumps(value, PROTOCOL, buffer_callback=taken))
         except Exception as error:
-            reason = error if str(error) else plain_error
-            raise SerializationError(
-                f"{type(value).__qualname__} cannot be pickled: {type(reason).__name__}: {reason}"
-            ) from error
+            raise _unpicklable(value, error, plain_error) from error
+
+
+def dump(value: Any, target: OutOfBand) -> None:
+    """The same, piece by piece: large bytes come in one piece, and are not copied.
+
+    Raises:
+        SerializationError: Neither of them can.
+    """
+    try:
+        pickle.dump(value, target, PROTOCOL, buffer_callback=target.begin())
+    except Exception as plain_error:  # see above
+        import cloudpickle
+
+        try:
+            cloudpickle.dump(value, target, PROTOCOL, buffer_callback=target.begin())
+        except Exception as error:
+            raise _unpicklable(value, error, plain_error) from error
+
+
+def _unpicklable(value: Any, error: Exception, plain_error: Exception) -> SerializationError:
+    reason = error if str(error) else plain_error
+    return SerializationError(f"{type(value).__qualname__} cannot be pickled: {type(reason).__name__}: {reason}")
 
 
 def cast_bytes(value: Any) -> bytes:
@@ -116,9 +193,10 @@ def pack(values: Sequence[Any]) -> tuple[int, bytes]:
     >>> list(unpack(packing, payload))
     [1, None, [2, 3]]
     """
-    if Frozen not in set(map(type, values)):
+    kinds = set(map(type, values))
+    if Frozen not in kinds and Referring not in kinds:
         return Packing.COLUMN, pickle.dumps(values, PROTOCOL)
-    return Packing.ROWS, rows_payload([v if type(v) is Frozen else pickle.dumps(v, PROTOCOL) for v in values])
+    return Packing.ROWS, rows_payload([v if isinstance(v, Frozen) else pickle.dumps(v, PROTOCOL) for v in values])
 
 
 def pack_arguments(entries: Sequence[Any]) -> tuple[int, bytes]:

@@ -19,6 +19,7 @@ from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.serializer import Frozen, dumps, freeze, loads
 
 if TYPE_CHECKING:
+    from pynenc.blobs.ref import BlobRef
     from pynenc.task import Task
 
 
@@ -51,7 +52,7 @@ class SynchronousRunner:
     ) -> SynchronousInvocation[Any, Any]:
         """Run one call."""
         call = task.prepare(args, kwargs)
-        entry, keys, depended_on = call if isinstance(call, PreparedCall) else (call, CallKeys(), ())
+        entry, keys, depended_on = call[:3] if isinstance(call, PreparedCall) else (call, CallKeys(), ())
         parent = context.current()
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
             task, lambda: task.args_from(entry), parent.invocation() if parent else None
@@ -88,6 +89,12 @@ class SynchronousRunner:
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Run a call for each item as its result is taken."""
         return (self.submit(task, *task.call_of(item)).result for item in items)
+
+    def put(self, value: Any) -> BlobRef[Any]:
+        """Keep a value, as it is now, for many calls."""
+        from pynenc.blobs.ref import BlobRef
+
+        return BlobRef(Frozen(dumps(value)), ())
 
     def close(self) -> None:
         """There is nothing to let go of."""

@@ -11,7 +11,7 @@ from pynenc.arguments import Arguments
 from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
 from pynenc.execution import is_coroutine_function, runnable
 from pynenc.prepared import PreparedCall
-from pynenc.serializer import Frozen, all_plain, dumps, loads
+from pynenc.serializer import Freezes, Frozen, Referring, all_plain, dumps, loads
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
@@ -309,8 +309,15 @@ class Task(Generic[Params, Result]):
 
         return KeyRules.of(self)
 
-    def freeze_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | Frozen | PreparedCall:
+    def freeze_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], freezer: Freezes | None = None
+    ) -> tuple[Any, ...] | Frozen | PreparedCall:
         """The arguments of a call, ready to travel; with the invocations among them, whose results it takes.
+
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            freezer: Writes large buffers to blobs; without one they are pickled.
 
         Raises:
             TypeError: One of them cannot be pickled; names the parameter.
@@ -319,19 +326,26 @@ class Task(Generic[Params, Result]):
             return args
         arguments = args if not kwargs else [args, kwargs] if args else kwargs
         collector = context.collector
-        outer = collector.app, collector.found
-        collector.app, collector.found = self.app, []
+        outer = collector.app, collector.found, collector.blobs
+        collector.app, collector.found, collector.blobs = self.app, [], []
         try:
-            frozen = Frozen(dumps(arguments))
-            found = tuple(collector.found)
+            frozen = Frozen(dumps(arguments)) if freezer is None else freezer.frozen(arguments)
+            found, blobs = tuple(collector.found), tuple(collector.blobs)
         except SerializationError as error:
             raise self._unpicklable(args, kwargs, error) from error
         finally:
-            collector.app, collector.found = outer
-        return PreparedCall(frozen, dependencies=found) if found else frozen
+            collector.app, collector.found, collector.blobs = outer
+        if isinstance(frozen, Referring):
+            blobs = (*frozen.references, *blobs)
+            frozen = Frozen(frozen)
+        return PreparedCall(frozen, dependencies=found, blobs=blobs) if found or blobs else frozen
 
     def prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], common: Mapping[str, Any] | None = None
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        common: Mapping[str, Any] | None = None,
+        freezer: Freezes | None = None,
     ) -> tuple[Any, ...] | Frozen | PreparedCall:
         """The arguments of a call, ready to travel, with its keys if its task has rules about them.
 
@@ -339,8 +353,9 @@ class Task(Generic[Params, Result]):
             args: The positional arguments.
             kwargs: The keyword arguments.
             common: The keyword arguments that it shares with others, which travel apart.
+            freezer: Writes large buffers to blobs.
         """
-        entry = self.freeze_call(args, kwargs)
+        entry = self.freeze_call(args, kwargs, freezer)
         rules = self.key_rules
         if rules is None or not rules.by_arguments:
             return entry

@@ -30,6 +30,8 @@ def status(options: argparse.Namespace) -> int:
                 f"{report['refused']:,} connections were closed because of what they sent; the log tells of them"
             )
         _print_workers(console, report["workers"], report["memory_limit_bytes"])
+        if report["blobs"]["blobs"] or report["blobs"]["memory_bytes"]:
+            console.print(blobs_in_words(report["blobs"]), highlight=False)
     table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
     for counts in app.state_backend.counts_by_task():
         left = counts.calls - counts.succeeded - counts.failed
@@ -40,6 +42,16 @@ def status(options: argparse.Namespace) -> int:
         console.print(f"{kept:,} unfinished calls are kept: pynenc resume runs them", highlight=False)
     app.close()
     return 0
+
+
+def blobs_in_words(blobs: dict[str, Any]) -> str:
+    """How many large values there are, where they lie, and who refers to them."""
+    who = {"arguments": "unfinished calls", "results": "stored results", "client": "clients"}
+    referred = ", ".join(f"{words} to {blobs[kind][0]} ({_size(blobs[kind][1])})" for kind, words in who.items())
+    return (
+        f"{blobs['blobs']} large values: {_size(blobs['memory_bytes'])} in shared memory (of {_size(blobs['budget_bytes'])}; warm "
+        f"segments included), {_size(blobs['file_bytes'])} in files; referred to by {referred}"
+    )
 
 
 def show_config(options: argparse.Namespace) -> int:
@@ -83,6 +95,14 @@ def _print_workers(console: Any, workers: list[dict[str, Any]], limit: int | Non
             str(worker["leased"]),
         )
     console.print(table)
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from pynenc.prepared import PreparedCall, extras_of
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
 from pynenc.runner import Submission
-from pynenc.serializer import PROTOCOL, SCALARS, Frozen, columns_of, pack_arguments, plain_column
+from pynenc.serializer import PROTOCOL, SCALARS, Freezes, Frozen, columns_of, pack_arguments, plain_column
 
 if TYPE_CHECKING:
     from pynenc.lineage import Caller
@@ -113,6 +113,7 @@ class Batcher:
             entries = batch.entries
             index = len(entries)
             if type(entry) is PreparedCall:
+                batch.frozen_bytes += entry.blob_bytes()
                 batch.prepared[index] = entry
                 entry = entry.entry
             entries.append(entry)
@@ -202,28 +203,37 @@ class Chunks:
         items: Iterable[Any],
         common: Mapping[str, Any] | None = None,
         constant: Extras = NONE,
+        freezer: Freezes | None = None,
     ) -> None:
         self._task = task
+        self._freezer = freezer
         self._common = common
         self._constant = constant
         self._has_keys = task.key_rules is not None and task.key_rules.by_arguments
         self._source = iter(items)
-        self._is_collection = _is_collection(items)
+        self._rest: Iterator[Packed] = iter(())
+        self._is_collection = is_collection(items)
         self._count = MAX_BATCH_CALLS if self._is_collection else 1
 
     def take(self, size: int) -> list[Packed]:
-        """Batches of up to `size` items together; none when there are no more items.
+        """Batches of up to `size` items together; none when there are no more items. What was taken before has been sent.
 
         Raises:
-            TypeError: An item is no valid call; those before it in the chunk are not sent either.
+            TypeError: An item is no valid call; those before it that are not in a batch yet are not sent either.
         """
+        if self._freezer is not None:
+            self._freezer.sent()
+        if (packed := next(self._rest, None)) is not None:
+            return [packed]
         source = islice(self._source, min(size, self._count))
         if self._is_collection:
             chunk = list(source)
             packed = None if self._has_keys or self._common else _pack_columns(self._task, chunk, self._constant)
             if packed is not None and len(packed.payload) <= MAX_BATCH_BYTES:
                 return [packed]
-            return list(pack_entries(self._frozen(chunk), self._constant))
+            # One at a time: where calls have large arguments, the first begin before the last are written.
+            self._rest = pack_entries(self._frozen(chunk), self._constant)
+            return list(islice(self._rest, 1))
         began = time.monotonic()
         batches = list(pack_entries(self._frozen(source), self._constant))
         took = time.monotonic() - began
@@ -236,7 +246,7 @@ class Chunks:
         fitting = -1
         if self._has_keys or self._common:
             for item in items:
-                yield task.prepare(*task.call_of(item, self._common), self._common)
+                yield task.prepare(*task.call_of(item, self._common), self._common, self._freezer)
             return
         for item in items:  # per call
             if type(item) is tuple and (len(item) == fitting or task.takes_positional(len(item))):
@@ -247,10 +257,10 @@ class Chunks:
                 else:
                     yield item
                     continue
-            yield task.freeze_call(*task.call_of(item))
+            yield task.freeze_call(*task.call_of(item), self._freezer)
 
 
-def _is_collection(items: Iterable[Any]) -> bool:
+def is_collection(items: Iterable[Any]) -> bool:
     """Whether all items are there already: those of a collection, or of several as `zip` puts them together."""
     if type(items) is zip:
         return all(type(one) in _THEIR_ITERATORS for one in items.__reduce__()[1])
@@ -273,13 +283,18 @@ def pack_call(task: Task[Any, Any], entry: Any) -> Packed:
 
 
 def pack_items(
-    task: Task[Any, Any], items: Iterable[Any], batch_calls: int, common: Mapping[str, Any], constant: Extras
+    task: Task[Any, Any],
+    items: Iterable[Any],
+    batch_calls: int,
+    common: Mapping[str, Any],
+    constant: Extras,
+    freezer: Freezes | None = None,
 ) -> Iterator[Packed]:
     """The batches of a `parallelize`.
 
     Items are pickled as they are taken: what the caller does to them afterwards is not seen.
     """
-    chunks = Chunks(task, items, common, constant)
+    chunks = Chunks(task, items, common, constant, freezer)
     while batches := chunks.take(batch_calls):
         yield from batches
 
@@ -288,15 +303,20 @@ def pack_entries(frozen: Iterable[Any], constant: Extras) -> Iterator[Packed]:
     """Pack calls that are frozen or prepared already, as many together as a batch may hold in bytes."""
     entries: list[Any] = []
     prepared: dict[int, PreparedCall] = {}
+    blobs: set[Any] = set()
     held = 0
     for call in frozen:
-        entry = call.entry if type(call) is PreparedCall else call
+        is_prepared = type(call) is PreparedCall
+        entry = call.entry if is_prepared else call
         if type(entry) is Frozen:
-            if entries and held + len(entry) > MAX_BATCH_BYTES:
+            weight = call.weight(blobs) if is_prepared else len(entry)
+            if entries and held + weight > MAX_BATCH_BYTES:
                 yield _packed(entries, prepared, constant)
-                entries, prepared, held = [], {}, 0
-            held += len(entry)
-        if entry is not call:
+                entries, prepared, blobs, held = [], {}, set(), 0
+                weight = call.weight(blobs) if is_prepared else weight
+            held += weight
+        if is_prepared:
+            blobs.update(call.blobs)
             prepared[len(entries)] = call
         entries.append(entry)
     if entries:

@@ -97,6 +97,11 @@ class Connection:
         self.read_nowait()  # It may have said why it closed the connection.
         raise self._lose(str(why)) from why
 
+    @property
+    def is_sending(self) -> bool:
+        """Whether a thread is sending, perhaps this one."""
+        return self._send_lock.locked()
+
     def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Read until something is so.
 

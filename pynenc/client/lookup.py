@@ -11,13 +11,19 @@ from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Any
 
+from pynenc.blobs.references import refers
 from pynenc.client.batcher import pack_entries
-from pynenc.exceptions import InvocationConcurrencyWithDifferentArgumentsError, NamedGroupChangedError
+from pynenc.exceptions import (
+    BlobLostError,
+    InvocationConcurrencyWithDifferentArgumentsError,
+    NamedGroupChangedError,
+)
 from pynenc.invocation.distributed import Part, Reuse
 from pynenc.prepared import CallKeys, PreparedCall
 from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
 from pynenc.protocol.messages import MAX_BATCH_CALLS, split_number
 from pynenc.runner import Submission
+from pynenc.serializer import Freezes
 
 if TYPE_CHECKING:
     from pynenc.client.runner import ClusterRunner
@@ -57,11 +63,13 @@ class Lookup:
         if calls and calls[0].keys.cache:
             numbers = self._runner.stored().cached([call.keys.cache for call in calls])
             found = {at: self._attached(number, Reuse()) for at, number in enumerate(numbers) if number}
+            found = {at: part for at, part in found.items() if _can_be_read(part)}
         left = [at for at in range(len(calls)) if at not in found]
         if calls and calls[0].keys.registration:
             self._register(calls, left, found)
         else:
             self._send(calls, left, found)
+        self._runner.discard_blobs(calls[at] for at, part in found.items() if part.reused is not None)
         return [found[at] for at in range(len(calls))]
 
     def _send(self, calls: Sequence[PreparedCall], left: list[int], found: dict[int, Part]) -> None:
@@ -172,6 +180,7 @@ class NamedGroup:
         self._check_same(recorded, items)
         parts = {at: part for at, part in latest.items() if _counts(part)}
         missing = [(at, call) for at, call in enumerate(items) if at not in parts]
+        self._runner.discard_blobs(call for at, call in enumerate(items) if at in parts)
         made = self._send(iter(missing))
         parts.update(zip((at for at, _ in missing), _single(made), strict=True))
         return [parts[at] for at in range(len(items))]
@@ -223,7 +232,21 @@ def _counts(part: Part) -> bool:
     submission = part.submission
     if part.first in submission.failures:
         return False
-    return submission.stretch_of(part.first) is not None or submission.runner.runs_calls
+    if submission.stretch_of(part.first) is not None:
+        return _can_be_read(part)
+    return submission.runner.runs_calls
+
+
+def _can_be_read(part: Part) -> bool:
+    """Whether a result is still there: large ones are lost when the machine is started anew."""
+    stretch = part.submission.stretch_of(part.first)
+    if stretch is None or not refers(stretch.payload):
+        return True
+    try:
+        part.submission.value(part.first)
+    except BlobLostError:
+        return False
+    return True
 
 
 def _single(parts: Iterable[Part]) -> Iterator[Part]:
@@ -232,12 +255,16 @@ def _single(parts: Iterable[Part]) -> Iterator[Part]:
 
 
 def with_digest(
-    task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any], common: dict[str, Any]
+    task: Task[Any, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    common: dict[str, Any],
+    freezer: Freezes | None = None,
 ) -> PreparedCall:
     """A call of a named group, with the digest of its arguments."""
     from pynenc.arguments import Arguments
 
-    call = task.prepare(args, kwargs, common)
+    call = task.prepare(args, kwargs, common, freezer)
     digest = Arguments.from_call(task.func, *args, **kwargs, **common).digest[:KEY_BYTES]
     if isinstance(call, PreparedCall):
         return call._replace(keys=call.keys._replace(arguments=digest))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.client.asking import Asking
-from pynenc.client.batcher import Packed, constant_of, pack_items
+from pynenc.client.batcher import Packed, constant_of, is_collection, pack_items
+from pynenc.exceptions import CycleDetectedError
 from pynenc.invocation.distributed import (
     DistributedInvocation,
     DistributedInvocationGroup,
@@ -24,9 +27,10 @@ from pynenc.protocol.messages import (
     bytes_frame,
 )
 from pynenc.runner import Submission
-from pynenc.serializer import Frozen, all_plain
+from pynenc.serializer import Freezes, Frozen, LazyFreezer, all_plain
 
 if TYPE_CHECKING:
+    from pynenc.blobs.ref import BlobRef
     from pynenc.task import Task
 
 
@@ -40,11 +44,15 @@ class ClusterRunner(Asking):
     ) -> DistributedInvocation[Any, Any]:
         """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
         plain = not kwargs and task.key_rules is None and all_plain(args)  # per call
-        entry = args if plain else task.prepare(args, kwargs)
+        entry = args if plain else task.prepare(args, kwargs, freezer=self.blobs.freezer)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
         if context.worker_of is not None:
-            self._check_cycle(task, entry)
+            try:
+                self._check_cycle(task, entry)
+            except CycleDetectedError:
+                self.discard_blobs([entry])
+                raise
         if type(entry) is PreparedCall:
             self._batcher.flush()  # What it depends on has to be there before it.
             if task.key_rules is not None and task.key_rules.looks_up:
@@ -62,46 +70,71 @@ class ClusterRunner(Asking):
         """Send the calls in batches as the items come."""
         self._connect()
         self._batcher.flush()  # What they depend on has to be there before them.
-        if not common:
-            items = self.without_cycles(task, items)
-        constant = constant_of(task)
-        if common:
-            constant = self._with_common_arguments(task, common, constant)
-        if name is not None or (task.key_rules is not None and task.key_rules.looks_up):
-            return DistributedInvocationGroup(task, self, self._looked_up(task, items, common, name, constant))
-        parts: list[Part] = []
-        group = 0
-        for packed in pack_items(task, items, self._batch_calls(task), common, constant):
-            parts.append(whole(self.submit_packed(task, packed, group)))
-            group = group or parts[0].submission.number
-        return DistributedInvocationGroup(task, self, parts)
+        with LazyFreezer(partial(self._sharing, is_collection(items))) as freezer:
+            if not common:
+                items = self.without_cycles(task, items)
+            constant = constant_of(task)
+            if common:
+                constant = self._with_common_arguments(task, common, constant, freezer)
+            if name is not None or (task.key_rules is not None and task.key_rules.looks_up):
+                found = self._looked_up(task, items, common, name, constant, freezer)
+                return DistributedInvocationGroup(task, self, found)
+            parts: list[Part] = []
+            group = 0
+            for packed in pack_items(task, items, self._batch_calls(task), common, constant, freezer):
+                parts.append(whole(self.submit_packed(task, packed, group)))
+                group = group or parts[0].submission.number
+            return DistributedInvocationGroup(task, self, parts)
+
+    def put(self, value: Any) -> BlobRef[Any]:
+        """Write a value into shared memory, for many calls."""
+        self._connect()
+        return self.blobs.put(value)
 
     def _looked_up(
-        self, task: Task[Any, Any], items: Iterable[Any], common: dict[str, Any], name: str | None, constant: Extras
+        self,
+        task: Task[Any, Any],
+        items: Iterable[Any],
+        common: dict[str, Any],
+        name: str | None,
+        constant: Extras,
+        freezer: Freezes,
     ) -> list[Part]:
         from pynenc.client.lookup import Lookup, NamedGroup, joined, with_digest
 
         if name is not None:
-            named = (with_digest(task, *task.call_of(item, common), common) for item in items)
+            named = (with_digest(task, *task.call_of(item, common), common, freezer) for item in items)
             return joined(NamedGroup(self, task, name, constant).parts_of(named))
         lookup = Lookup(self, task, constant, common)
-        calls = (task.prepare(*task.call_of(item, common), common) for item in items)
+        calls = (task.prepare(*task.call_of(item, common), common, freezer) for item in items)
         parts: list[Part] = []
         while chunk := [call for call in islice(calls, self._batch_calls(task)) if isinstance(call, PreparedCall)]:
             parts += lookup.parts_of(chunk)
         return joined(parts)
 
-    def _with_common_arguments(self, task: Task[Any, Any], common: dict[str, Any], constant: Extras) -> Extras:
+    def _with_common_arguments(
+        self, task: Task[Any, Any], common: dict[str, Any], constant: Extras, freezer: Freezes
+    ) -> Extras:
         """Send what all calls of a group share, and have the calls refer to it."""
-        entry = task.freeze_call((), common)
+        entry = task.freeze_call((), common, freezer)
         if isinstance(entry, PreparedCall):
             on = [Dependency(0, *one) for one in entry.dependencies]
-            constant = constant._replace(dependencies=dependencies_column(on))
+            blobs = b"".join(blob.to_bytes() for blob in dict.fromkeys(entry.blobs))
+            constant = constant._replace(dependencies=dependencies_column(on), blobs=blobs)
             entry = entry.entry
         assert isinstance(entry, Frozen)
         token = next(self._tokens)
         answer = self._answer_to(bytes_frame(Kind.COMMON, token, entry), token)
         return constant._replace(common=int(answer["number"]))
+
+    def _sharing(self, is_collection: bool) -> AbstractContextManager[Freezes]:
+        return self.blobs.sharing(is_collection)
+
+    def discard_blobs(self, calls: Iterable[Any]) -> None:
+        """Free the blobs of calls that were not sent."""
+        for call in calls:
+            if isinstance(call, PreparedCall) and call.blobs:
+                self.blobs.discard(call.blobs)
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Send calls as results are taken, so that at most `in_flight` are under way."""

@@ -38,6 +38,7 @@ from pynenc.runner import RemoteRunner, Submission
 
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
+    from pynenc.client.blobs import ClientBlobs
     from pynenc.lineage import Caller
     from pynenc.task import Task
 
@@ -76,6 +77,7 @@ class Session:
         self._is_interrupted = False
         self._wait_interrupted = False
         self._takes_up = True
+        self._blobs: ClientBlobs | None = None
         self._reset()
         process.register(self)
 
@@ -96,6 +98,8 @@ class Session:
         self._since_read = 0
         self._ready: list[Callable[[], object]] = []
         self._callbacks: CallbackThread | None = None
+        if self._blobs is not None:
+            self._blobs.close()
         self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
 
     # Beginning and ending.
@@ -173,6 +177,8 @@ class Session:
             self._connection.abandon()
             self._connection = None
         self._is_connecting = False
+        if self._blobs is not None:
+            self._blobs.after_fork_in_child()
         self._reset()
 
     def start_staying(self, log: str | None) -> int:
@@ -269,6 +275,7 @@ class Session:
     def _greet(self, connected: Any, address: launch.Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
         self._numbers.append(self._connection.client)
+        context.databases[self._the_app().state_backend.path] = None
         self._number_batches(self._connection.client)
 
     def _number_batches(self, client: int) -> None:
@@ -323,6 +330,8 @@ class Session:
         assert connection is not None
         for task, key in self._task_keys.items():
             self._tell_of(task, key, connection)
+        if self._blobs is not None:
+            self._blobs.hold_again()
         self._handed_over = {one.number for one in list(self._held.values()) if one.unfinished and self._was_sent(one)}
         token = next(self._tokens)
         batches = sorted(self._handed_over)
@@ -364,6 +373,29 @@ class Session:
         assert app is not None
         return app
 
+    # Large values.
+
+    @property
+    def blobs(self) -> ClientBlobs:
+        """The blobs of this client."""
+        if self._blobs is None:
+            from pynenc.client.blobs import ClientBlobs
+
+            self._blobs = ClientBlobs(self._the_app(), self._connect, self._send_now, self._is_sending)
+        return self._blobs
+
+    def _send_now(self, message: bytes) -> bool:
+        connection = self._connection
+        try:
+            if connection is not None:
+                connection.send(message)
+            return connection is not None
+        except RunnerError:
+            return False
+
+    def _is_sending(self) -> bool:
+        return self._connection is not None and self._connection.is_sending
+
     # Going out.
 
     def next_batch_number(self) -> int:
@@ -402,6 +434,8 @@ class Session:
         if not self._is_workers_own:
             self._uncommitted[batch.id] = batch
         message = batch.to_frame()
+        if self._blobs is not None:
+            self._blobs.send_releases()
         try:
             if is_new:
                 self._tell_of(task, key, connection)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pynenc.blobs.references import refers, size_of_column
 from pynenc.client.batcher import Chunks, constant_of
 from pynenc.invocation.distributed import DistributedInvocation, wait_stretches, whole
+from pynenc.protocol.messages import Packing, invocation_number
 from pynenc.runner import Submission
+from pynenc.serializer import LazyFreezer
 
 if TYPE_CHECKING:
     from pynenc.client.runner import ClusterRunner
@@ -20,6 +24,9 @@ Part = TypeVar("Part")
 
 FIRST_IN_FLIGHT = 16
 MAX_IN_FLIGHT = 16_384
+STREAM_PARTS = 8
+"""The large arguments of the calls that are under way take about this part of the shared memory, and so may their results."""
+
 SHORT_S = 0.05
 """A window that is through in less than this is too small to keep the workers busy."""
 
@@ -50,17 +57,21 @@ def stream(
     if task.key_rules is not None and task.key_rules.looks_up:
         yield from _stream_calls(runner, task, items, ordered, in_flight)
         return
-    chunks = Chunks(task, runner.without_cycles(task, items), constant=constant_of(task))
+    freezer = LazyFreezer(lambda: nullcontext(runner.blobs.freezer))
+    chunks = Chunks(task, runner.without_cycles(task, items), constant=constant_of(task), freezer=freezer)
     window = Window(in_flight)
     under_way: deque[Submission] = deque()
+    blob_bytes: dict[int, int] = {}
     count = group = 0
     while True:
-        while count < window.size:
+        while count < window.size and not _is_full(runner, blob_bytes):
             batches = chunks.take(max(1, min(window.size // 8, window.size - count)))
             if not batches:
                 break
             for packed in batches:
                 under_way.append(runner.submit_packed(task, packed, group))
+                if packed.extras.blobs:
+                    blob_bytes[under_way[-1].number] = size_of_column(packed.extras.blobs)
                 group = group or under_way[-1].number
                 count += packed.count
         if not under_way:
@@ -68,10 +79,22 @@ def stream(
         if not ordered:
             _bring_forward(runner, under_way, lambda one: not one.unfinished, list(under_way))
         submission = under_way.popleft()
-        for values in wait_stretches(whole(submission)):
-            yield from values
+        for stretch, values in wait_stretches(whole(submission)):
+            if stretch.packing != Packing.ROWS or not refers(stretch.payload):
+                yield from values
+                continue
+            # Nobody can ask for these again. What is mapped here stays until it is gone, here.
+            runner.blobs.drop_results([invocation_number(stretch.batch, stretch.first)])
+            while values:
+                yield values.pop(0)
+        blob_bytes.pop(submission.number, None)
         count -= submission.count
         window.passed(submission.count)
+
+
+def _is_full(runner: ClusterRunner, blob_bytes: dict[int, int]) -> bool:
+    """Whether what is under way takes its part of the shared memory."""
+    return bool(blob_bytes) and sum(blob_bytes.values()) > runner.blobs.budget_bytes // STREAM_PARTS
 
 
 def _stream_calls(

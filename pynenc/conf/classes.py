@@ -7,6 +7,7 @@ from pynenc.conf.sources import Config
 
 def config_classes() -> list[type[Config]]:
     """Every configuration class, imported when somebody asks."""
+    from pynenc.conf.config_blobs import ConfigBlobs
     from pynenc.conf.config_broker import ConfigBroker
     from pynenc.conf.config_orchestrator import ConfigOrchestrator
     from pynenc.conf.config_pynenc import ConfigPynenc
@@ -14,4 +15,12 @@ def config_classes() -> list[type[Config]]:
     from pynenc.conf.config_state_backend import ConfigStateBackend
     from pynenc.conf.config_task import ConfigTask
 
-    return [ConfigPynenc, ConfigTask, ConfigRunner, ConfigBroker, ConfigOrchestrator, ConfigStateBackend]
+    return [
+        ConfigPynenc,
+        ConfigTask,
+        ConfigRunner,
+        ConfigBroker,
+        ConfigOrchestrator,
+        ConfigStateBackend,
+        ConfigBlobs,
+    ]

@@ -38,7 +38,7 @@ class ConfigStateBackend(Config):
     )
     max_state_size = optional_size(
         10 << 30,
-        "How large the database and its log may be together. Beyond it the calls that are final are forgotten, those first that "
-        "were made first. None lets it grow.",
+        "How large the database, its log and the large results beside it may be together. Beyond it the calls that are final are "
+        "forgotten, those first that were made first. None lets it grow.",
         least=1 << 20,
     )

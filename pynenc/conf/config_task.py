@@ -89,6 +89,9 @@ class ConfigTask(Config):
     threads_per_worker = integer(
         1, "How many calls of the task run at once in each worker, in threads; for tasks that mostly wait.", least=1
     )
+    copy_arguments = boolean(
+        False, "Give each call copies of its large arguments, which it may change; else they are read-only."
+    )
     max_worker_losses = integer(1, "How often a call is run again after its worker died.")
     rerun_on_worker_loss = boolean(True, "Whether a call is run again after its worker died.")
 

@@ -287,7 +287,7 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
     def _result_stretches(self) -> Iterator[list[Result]]:
         """The results, unpickled a stretch at a time; nothing is done per call."""
         for part in self._parts:
-            yield from wait_stretches(part)
+            yield from (values for _, values in wait_stretches(part))
 
     def __reduce__(self) -> tuple[Any, ...]:
         ranges = [(part.submission.number, part.first, part.stop) for part in self._parts]
@@ -303,8 +303,12 @@ def _group_by_ids(task: Any, ranges: list[tuple[int, int, int]]) -> Any:
     return task.app.runner.group_of(task, ranges)
 
 
-def wait_stretches(part: Part) -> Iterator[list[Any]]:
-    """The results of some calls in order, a stretch at a time, each as soon as it is there; raises what a call raised."""
+def wait_stretches(part: Part) -> Iterator[tuple[Results, list[Any]]]:
+    """The results of some calls in order, a stretch at a time with their values, each as soon as it is there.
+
+    Raises:
+        BaseException: What a call raised.
+    """
     submission, index, stop, _ = part
     while index < stop:
         stretch = _wait_stretch(submission, index)
@@ -312,7 +316,7 @@ def wait_stretches(part: Part) -> Iterator[list[Any]]:
             error = submission.error(index)
             assert error is not None
             raise error
-        yield _values_in(stretch, index, stop)
+        yield stretch, _values_in(stretch, index, stop)
         index = min(stop, stretch.stop)
 
 

@@ -15,6 +15,9 @@ from pynenc.protocol.messages import MAX_BATCH, MAX_BATCH_CALLS, MAX_INVOCATION
 KEY_BYTES = 16
 """Keys are digests of this size."""
 
+BLOB_BYTES = 24
+"""So long is a reference to a blob."""
+
 _HEAD = Struct("<7IQ")
 _DEPENDENCY = Struct("<HHHQ")
 
@@ -40,6 +43,7 @@ class Extras(NamedTuple):
         dependencies: Whose results the calls take.
         lineage: Which calls are above the one that made them; see `pynenc.lineage`.
         common: The number of the arguments that the calls share, 0 for none.
+        blobs: To which blobs the arguments refer; see `pynenc.blobs.references`.
     """
 
     running: bytes = b""
@@ -50,12 +54,13 @@ class Extras(NamedTuple):
     dependencies: bytes = b""
     lineage: bytes = b""
     common: int = 0
+    blobs: bytes = b""
 
     def to_bytes(self) -> bytes:
         """As they travel and are stored; nothing when there are none."""
         if self is NONE or self == NONE:
             return b""
-        return b"".join((_HEAD.pack(*map(len, self[:7]), self.common), *self[:7]))
+        return b"".join((_HEAD.pack(*map(len, self[:7]), self.common), *self[:7], self.blobs))
 
     @classmethod
     def from_bytes(cls, body: bytes, count: int) -> Extras:
@@ -76,7 +81,9 @@ class Extras(NamedTuple):
             raise ProtocolError(f"extras of {len(body)} bytes are too short") from None
         sizes = ((0, KEY_BYTES, KEY_BYTES * count), *3 * ((0, KEY_BYTES * count),), (0, 4 * count))
         if (
-            _HEAD.size + sum(lengths) != len(body)
+            # What is left are the blobs; older databases have none.
+            (len(body) - _HEAD.size - sum(lengths)) % BLOB_BYTES
+            or _HEAD.size + sum(lengths) > len(body)
             or any(length not in allowed for length, allowed in zip(lengths, sizes, strict=False))
             or lengths[5] % _DEPENDENCY.size
         ):
@@ -85,7 +92,7 @@ class Extras(NamedTuple):
         for length in lengths:
             columns.append(body[at : at + length])
             at += length
-        made = cls._make((*columns, common))
+        made = cls._make((*columns, common, body[at:]))
         if any(
             one.index >= count or not one.first < one.stop <= MAX_BATCH_CALLS or one.batch > MAX_BATCH
             for one in made.depended_on()

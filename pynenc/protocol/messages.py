@@ -6,6 +6,7 @@ JSON. Argument, result and exception bytes are opaque here: whoever packs them a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from math import isfinite
 from struct import Struct
@@ -102,7 +103,10 @@ class Kind(IntEnum):
     COMMON = 29
     ADOPT = 30
     COMMITTED = 31
-    NOTICE = 40
+    NOTICE = 32
+    HOLD = 40
+    RELEASE = 41
+    DROP = 42
 
 
 class Ending(IntEnum):
@@ -130,6 +134,9 @@ class Packing(IntEnum):
     ROWS = 2
     """A pickle per value, with a table of offsets before them, so that a range can be cut out."""
 
+
+REFERRING = 0x80
+"""Set in the packing of results on their way to the supervisor: the payload begins with the blobs that they refer to."""
 
 _U64 = Struct("<Q")
 _BATCH = Struct("<QIIQQdBI")
@@ -164,7 +171,7 @@ class Batch(NamedTuple):
         made = cls._make((*head, body[split:], body[_BATCH.size : split]))
         if split > len(body):
             raise ProtocolError(f"batch {made.id} is too short")
-        if not 1 <= made.count <= MAX_BATCH_CALLS or not _is_payload(made.packing, made.payload, made.count):
+        if not 1 <= made.count <= MAX_BATCH_CALLS or not is_payload(made.packing, made.payload, made.count):
             raise ProtocolError(f"batch {made.id}: {made.count} calls in packing {made.packing}")
         if (
             made.id > MAX_BATCH
@@ -228,7 +235,7 @@ class Results(NamedTuple):
             or batch > MAX_BATCH
             or ends not in (0, 8 * (stop - first))
             or split > len(body)
-            or not _is_payload(made.packing, made.payload, stop - first)
+            or not (made.packing & REFERRING or is_payload(made.packing, made.payload, stop - first))
             or not (isfinite(made.started) and 0 <= made.took < MAX_SECONDS)
         ):
             raise ProtocolError(f"results of batch {batch} for [{first}, {stop}) do not fit together")
@@ -377,6 +384,21 @@ def number_from(body: bytes) -> int:
     return number
 
 
+def numbers_frame(kind: Kind, numbers: Sequence[int]) -> bytes:
+    """A frame whose body is unsigned integers."""
+    return frame(kind, Struct(f"<{len(numbers)}Q").pack(*numbers))
+
+
+def numbers_from(body: bytes, most: int) -> list[int]:
+    """The integers of such a frame, none above the highest."""
+    if len(body) % _U64.size:
+        raise ProtocolError(f"a message of {len(body)} bytes does not hold whole numbers")
+    numbers = [number for (number,) in _U64.iter_unpack(body)]
+    if any(number > most for number in numbers):
+        raise ProtocolError(f"a message with numbers above {most}")
+    return numbers
+
+
 def bytes_frame(kind: Kind, number: int, body: bytes) -> bytes:
     """A frame of an unsigned integer and bytes."""
     return frame(kind, _U64.pack(number), body)
@@ -425,7 +447,7 @@ def row_bounds(payload: bytes | memoryview) -> list[int]:
     return [head, *(head + end for end in Struct(f"<{count}I").unpack_from(payload, 4))]
 
 
-def _is_payload(packing: int, payload: bytes, count: int) -> bool:
+def is_payload(packing: int, payload: bytes, count: int) -> bool:
     """Whether these bytes can be the values of so many calls. What columns hold is seen only by whoever unpickles them."""
     if packing != Packing.ROWS:
         return packing in _PACKINGS

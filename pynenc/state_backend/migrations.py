@@ -10,7 +10,7 @@ from pynenc.exceptions import StateBackendError
 from pynenc.state_backend import queries
 from pynenc.state_backend.faults import Fault
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _add_transitions(connection: sqlite3.Connection) -> None:
@@ -28,7 +28,14 @@ def _add_shelf(connection: sqlite3.Connection) -> None:
     connection.execute(f"INSERT INTO shelved SELECT id FROM batches WHERE {queries.IS_UNFINISHED}")
 
 
-MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_transitions, 2: _add_shelf}
+def _add_blobs(connection: sqlite3.Connection) -> None:
+    connection.execute(
+        "CREATE TABLE blobs (kind INTEGER NOT NULL CHECK (kind BETWEEN 0 AND 1), id INTEGER NOT NULL,"
+        " name BLOB NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (kind, id, name)) WITHOUT ROWID"
+    )
+
+
+MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _add_transitions, 2: _add_shelf, 3: _add_blobs}
 """For each older version, what brings a database one version up."""
 
 

@@ -93,6 +93,12 @@ COUNTS_OF_BATCHES = (
     " FROM batches JOIN tasks ON tasks.id = batches.task WHERE batches.id >= ? AND batches.id < ?"
     ") GROUP BY task_id"
 )
+ADD_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)"
+FORGET_BLOBS = "DELETE FROM blobs WHERE kind = ? AND id = ?"
+BLOBS = (
+    "SELECT kind, id, name, size FROM blobs WHERE kind = 1"
+    f" OR NOT EXISTS (SELECT 1 FROM batches WHERE batches.id = blobs.id AND NOT ({IS_UNFINISHED}))"
+)
 
 PURGE = tuple(
     f"DELETE FROM {table}"
@@ -106,6 +112,7 @@ PURGE = tuple(
         "named_groups",
         "common_arguments",
         "shelved",
+        "blobs",
     )
 )
 
@@ -126,6 +133,8 @@ FORGET_OUTCOMES = tuple(
     f"DELETE FROM {table} WHERE id BETWEEN :first AND :last" for table in ("results", "failures", "transitions")
 )
 FORGET_BATCH = ("DELETE FROM batches WHERE id = ?", "DELETE FROM shelved WHERE batch = ?")
+BLOBS_OF_RESULTS = "SELECT id, SUM(size) FROM blobs WHERE kind = 1 AND id BETWEEN :first AND :last GROUP BY id"
+FORGET_BLOBS_OF_RESULTS = "DELETE FROM blobs WHERE kind = 1 AND id BETWEEN :first AND :last"
 FORGET_CACHE_KEY = "DELETE FROM cache_keys WHERE key = ? AND id = ?"
 FORGET_COMMON = (  # The number stands at the end of the head of `extras`; see protocol/extras.py.
     "DELETE FROM common_arguments WHERE id = :common AND NOT EXISTS ("

@@ -10,7 +10,8 @@ import contextlib
 import heapq
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
@@ -32,6 +33,15 @@ VACUUM_PAGES = 128
 CLIENTS_AT_ONCE = 1000
 
 
+class LargeResults(Protocol):
+    """What the supervisor keeps of results beside the database."""
+
+    result_bytes: int
+
+    def results_dropped(self, numbers: Iterable[int]) -> None:
+        """Results are not needed any more: those of these invocations, each the first of a stretch."""
+
+
 class Retention:
     """What is to be forgotten of one database.
 
@@ -41,16 +51,26 @@ class Retention:
         seconds: How long calls are kept after they have ended; None for ever.
         max_bytes: How large the database and its log may be together; None for any size.
         last_client: The last client that an earlier supervisor knew.
+        blobs: Where large results lie, beside the database; they go with their calls.
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, path: str, seconds: float | None, max_bytes: int | None, last_client: int
+        self,
+        connection: sqlite3.Connection,
+        path: str,
+        seconds: float | None,
+        max_bytes: int | None,
+        last_client: int,
+        blobs: LargeResults,
     ) -> None:
         self._connection = connection
         self._path = path
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._last_client = last_client
+        self._blobs = blobs
+        self._dropped: list[int] = []
+        self._dropped_bytes = 0
         self._next_client = 1
         self._page_bytes: int = self._pragma("page_size")
         self._shrinks = self._pragma("auto_vacuum") == 2
@@ -89,6 +109,8 @@ class Retention:
                 while self._is_due(now) and time.monotonic() < deadline:
                     self._forget_oldest(now, is_needed)
                 run("COMMIT")
+                self._blobs.results_dropped(self._dropped)
+                self._forget_dropped()
                 return True
             if self._next_client <= self._last_client:
                 last = min(self._last_client, self._next_client + CLIENTS_AT_ONCE - 1)
@@ -100,6 +122,7 @@ class Retention:
             with contextlib.suppress(sqlite3.Error):
                 if self._connection.in_transaction:
                     run("ROLLBACK")
+            self._forget_dropped()
             self.begin()
             raise explained(self._path, "was not made smaller", error) from error
 
@@ -111,7 +134,11 @@ class Retention:
 
     def stored_bytes(self) -> int:
         """How large all that is kept is; what is unused in the file does not count, for it is used again."""
-        return (self._pragma("page_count") - self._pragma("freelist_count")) * self._page_bytes
+        in_database = (self._pragma("page_count") - self._pragma("freelist_count")) * self._page_bytes
+        return in_database + self._blobs.result_bytes - self._dropped_bytes
+
+    def _forget_dropped(self) -> None:
+        self._dropped, self._dropped_bytes = [], 0
 
     def is_behind(self) -> bool:
         """Whether more is kept than is allowed, although parts are forgotten."""
@@ -170,6 +197,10 @@ class Retention:
             extras = NONE
         for index in range(len(extras.cache) // KEY_BYTES):
             run(queries.FORGET_CACHE_KEY, (key_at(extras.cache, index), invocation_number(batch, index)))
+        for number, size in run(queries.BLOBS_OF_RESULTS, span).fetchall():
+            self._dropped.append(number)
+            self._dropped_bytes += size
+        run(queries.FORGET_BLOBS_OF_RESULTS, span)
         for statement in queries.FORGET_OUTCOMES:
             run(statement, span)
         for statement in queries.FORGET_BATCH:

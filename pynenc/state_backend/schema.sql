@@ -1,4 +1,4 @@
--- The schema, version 3. A row per batch, not per invocation: what a million calls have in common is written once.
+-- The schema, version 4. A row per batch, not per invocation: what a million calls have in common is written once.
 -- An invocation's number is batch << 10 | index, so the rows of one batch lie side by side in every table.
 
 CREATE TABLE clients (
@@ -66,6 +66,15 @@ CREATE TABLE results (
     ends      BLOB    NOT NULL,     -- a double per call, monotonic seconds; the last one is started + took; empty: evenly spread
     payload   BLOB    NOT NULL
 );
+
+-- Which blobs (large buffers beside the database) unfinished calls and results refer to; see pynenc/blobs.
+CREATE TABLE blobs (
+    kind INTEGER NOT NULL CHECK (kind BETWEEN 0 AND 1),  -- 0: arguments of an unfinished batch; 1: results
+    id   INTEGER NOT NULL,  -- the batch; the number of the first invocation of the results
+    name BLOB    NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (kind, id, name)
+) WITHOUT ROWID;
 
 -- What became of the calls [first, stop) of one batch on the way to their outcome: they waited, went on, were run again.
 CREATE TABLE transitions (

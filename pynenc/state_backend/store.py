@@ -20,7 +20,7 @@ from pynenc.protocol.messages import Batch, Failure, Results, invocation_number,
 from pynenc.state_backend import queries, reader
 from pynenc.state_backend.faults import Fault, explained
 from pynenc.state_backend.opening import existing, open_for_writing, set_aside, size_of
-from pynenc.state_backend.retention import Retention
+from pynenc.state_backend.retention import LargeResults, Retention
 from pynenc.state_backend.shelf import Shelf
 
 CHECKPOINT_BYTES = 32 << 20
@@ -54,6 +54,8 @@ class Store:
         self._results: list[tuple[Any, ...]] = []
         self._failures: list[tuple[Any, ...]] = []
         self._transitions: list[tuple[int, int, str, int, float]] = []
+        self._blobs: list[tuple[int, int, bytes, int]] = []
+        self._forgotten_blobs: list[tuple[int, int]] = []
         self._added: tuple[tuple[str, list[Any]], ...] = (
             (queries.ADD_CLIENT, self._clients),
             (queries.ADD_TASK, self._tasks),
@@ -65,6 +67,8 @@ class Store:
             (queries.ADD_RESULTS, self._results),
             (queries.ADD_FAILURE, self._failures),
             (queries.ADD_TRANSITION, self._transitions),
+            (queries.ADD_BLOB, self._blobs),
+            (queries.FORGET_BLOBS, self._forgotten_blobs),
         )
         self.added_bytes = 0
         self.commits = 0
@@ -160,6 +164,18 @@ class Store:
         """Keep a step of the calls `[first, stop)` on the way to their outcome, at this time (seconds since the epoch)."""
         self._transitions.append((invocation_number(batch, first), stop, status, worker, at))
 
+    def add_blobs(self, kind: int, number: int, references: Iterable[tuple[bytes, int]]) -> None:
+        """Keep to which blobs, with names and sizes, a batch or results refer."""
+        self._blobs += [(kind, number, name, size) for name, size in references]
+
+    def forget_blobs(self, kind: int, number: int) -> None:
+        """They refer to none any more."""
+        self._forgotten_blobs.append((kind, number))
+
+    def blobs(self) -> list[tuple[int, int, bytes, int]]:
+        """All blobs that something refers to: its kind, its number, name and size of the blob."""
+        return self._connection.execute(queries.BLOBS).fetchall()
+
     def commit(self) -> None:
         """Write what has been added since the last commit, in one transaction.
 
@@ -204,12 +220,12 @@ class Store:
         if file is None or (file.st_dev, file.st_ino) != self._file:
             raise StateBackendError(f"{self.path} was deleted or moved away while it was used", Fault.GONE)
 
-    def retention(self, seconds: float | None, max_bytes: int | None) -> Retention:
+    def retention(self, seconds: float | None, max_bytes: int | None, blobs: LargeResults) -> Retention:
         """Bounds how long and how much is kept; see there."""
         if max_bytes is not None:
             self._checkpoint_bytes = min(CHECKPOINT_BYTES, max_bytes // 16)
             self._max_log_bytes = min(MAX_LOG_BYTES, max_bytes // 8)
-        return Retention(self._connection, self.path, seconds, max_bytes, self._last_before)
+        return Retention(self._connection, self.path, seconds, max_bytes, self._last_before, blobs)
 
     def mind_the_log(self) -> None:
         """Move the log into the database if something else than a commit has made it long."""

@@ -70,6 +70,7 @@ class Recovery:
         tasks: By their numbers.
         happened: Takes events.
         keep: Takes outcomes that are decided here.
+        batch_ended: Is told of batches all of whose calls have theirs because of that.
 
     Attributes:
         coming: The batches of this turn, sent or taken up, of which the orchestrator has not heard yet.
@@ -90,6 +91,7 @@ class Recovery:
         tasks: dict[int, Task],
         happened: Callable[[Event], None],
         keep: Callable[[Failure], None],
+        batch_ended: Callable[[int], None],
     ) -> None:
         self._store = store
         self._shelf = store.shelf
@@ -99,6 +101,7 @@ class Recovery:
         self._tasks = tasks
         self._happened = happened
         self._keep = keep
+        self._batch_ended = batch_ended
         self.has_begun = False
         self._searched: int | None = None
         self._is_searching = False
@@ -257,6 +260,7 @@ class Recovery:
             if start < first:
                 self._keep(why(batch, start, first))
             start = stop
+        self._batch_ended(batch.id)
 
     def _know_task(self, number: int) -> TaskOptions:
         """Take in a task that a client has declared to another supervisor."""

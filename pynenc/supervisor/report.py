@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.pool import Pool
@@ -22,6 +23,7 @@ class Report:
         clients: By their numbers.
         refusals: Counts the connections that were closed because of what they sent.
         measuring: Reads the workers' memory.
+        blobs: Knows who refers to which.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Report:
         clients: Mapping[int, object],
         refusals: Refusals,
         measuring: Measuring,
+        blobs: Blobs,
     ) -> None:
         self._orchestrator = orchestrator
         self._pool = pool
@@ -39,6 +42,7 @@ class Report:
         self._clients = clients
         self._refusals = refusals
         self._measuring = measuring
+        self._blobs = blobs
 
     def all(self) -> dict[str, Any]:
         """What the supervisor does just now, for `pynenc status` and the monitor."""
@@ -69,6 +73,7 @@ class Report:
             "unfinished": sum(batch.unfinished for batch in self._orchestrator.batches.values()),
             "refused": self._refusals.count,
             "workers": workers,
+            "blobs": self._blobs.report(),
         }
 
     def status_of(self, batch: int, index: int) -> str:

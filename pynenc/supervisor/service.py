@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import Any
 
+from pynenc.blobs.directory import BlobDirectory
 from pynenc.exceptions import ProtocolError, PynencError, RunnerError, StateBackendError
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.fields import Fields
@@ -22,6 +23,7 @@ from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, fram
 from pynenc.protocol.messages import VERSION, Kind, json_frame
 from pynenc.state_backend.faults import Fault
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.committing import log
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.supervisor.loop import Frames, Loop, Peer
@@ -84,6 +86,7 @@ class Supervisor:
         )
         self.store = Store(settings["database"], settings["durability"])
         payloads = Payloads(self.store, settings["memory_bytes"])
+        self.blobs = Blobs(BlobDirectory(settings["database"]), self.store, settings["blob_memory_bytes"])
         measuring = Measuring(self.pool, settings)
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)
         self.turn = Turn(
@@ -92,14 +95,16 @@ class Supervisor:
             payloads,
             self.pool,
             measuring,
+            self.blobs,
             settings["client_buffer_bytes"],
             settings["disk_timeout_s"],
             settings["on_client_loss"],
         )
         refusal = json_frame(Kind.REFUSED, error=NO_DESCRIPTORS)
         self.loop = Loop(self._on_turn, self.turn.settle, self.turn.refused, refusal)
-        self.turn.loop = self.loop
-        self.upkeep = Upkeep(self.loop, self.store, self.turn, settings["retention"], settings["max_state_bytes"])
+        self.turn.loop = self.blobs.loop = self.loop
+        limits = (settings["retention"], settings["max_state_bytes"])
+        self.upkeep = Upkeep(self.loop, self.store, self.turn, self.blobs, *limits)
 
     def serve(self) -> None:
         """Start the workers and turn until there is nothing left to do."""
@@ -132,6 +137,7 @@ class Supervisor:
             self.store.close()
         except StateBackendError as error:
             log(f"the supervisor ends: {error}")
+        self.blobs.close()
 
     def _on_turn(self) -> None:
         self.turn.run()

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Container
 from typing import Any, assert_never
 
+from pynenc.blobs.references import from_column
 from pynenc.exceptions import ProtocolError, StateBackendError
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.fields import Fields
@@ -20,6 +21,8 @@ from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
     MAX_BATCH,
     MAX_BATCH_CALLS,
+    MAX_INVOCATION,
+    REFERRING,
     Batch,
     Ending,
     Failure,
@@ -35,12 +38,14 @@ from pynenc.protocol.messages import (
     json_frame,
     number_frame,
     number_from,
+    numbers_from,
     split_number,
 )
 from pynenc.protocol.slots import SETTLE_S
 from pynenc.state_backend.reader import TaskCounts
 from pynenc.state_backend.store import Store
 from pynenc.status import InvocationStatus
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.committing import Committing
 from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.endings import Endings
@@ -181,6 +186,7 @@ class Turn:
         payloads: Payloads,
         pool: Pool,
         measuring: Measuring,
+        blobs: Blobs,
         client_buffer_bytes: int,
         disk_timeout_s: float,
         on_client_loss: str = "DRAIN",
@@ -192,6 +198,7 @@ class Turn:
         self._payloads = payloads
         self._pool = pool
         self._measuring = measuring
+        self._blobs = blobs
         self.commits = Committing(
             store,
             disk_timeout_s,
@@ -214,7 +221,7 @@ class Turn:
         self._failures: dict[int, Failure] = {}
         self.refusals = Refusals()
         self._endings = Endings(store, pool, self._tasks, self._failures, measuring)
-        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring)
+        self._report = Report(orchestrator, pool, self._tasks, self.clients, self.refusals, measuring, blobs)
         self._recovery = Recovery(
             store,
             orchestrator,
@@ -223,6 +230,7 @@ class Turn:
             self._tasks,
             lambda event: self._events.append((event, None)),
             self._keep,
+            blobs.batch_finished,
         )
         self.stopping = Stopping(
             self.clients,
@@ -289,6 +297,8 @@ class Turn:
 
     def _tell(self) -> None:
         self._payloads.committed()
+        if self._blobs.is_due:
+            self._blobs.turn_over()
         self._failures.clear()
         for outcome in self._deliveries:
             self._deliver(outcome)
@@ -414,6 +424,12 @@ class Turn:
                 token, payload = bytes_from(body)
                 number = self._store.add_common_arguments(payload)
                 self._answer(client, json_frame(Kind.REPORT, token=token, number=number))
+            elif kind == Kind.HOLD:
+                self._blobs.client_holds(client.number, body)
+            elif kind == Kind.RELEASE:
+                self._blobs.client_releases(client.number, body)
+            elif kind == Kind.DROP:
+                self._blobs.results_dropped(numbers_from(body, MAX_INVOCATION))
             elif kind == Kind.ADOPT:
                 self._adopt(client, Fields.of("a client that comes over", body))
             elif kind == Kind.GOODBYE:
@@ -464,11 +480,14 @@ class Turn:
             raise ProtocolError(f"batch {batch.id} takes common arguments {extras.common}, which are not there")
         if extras.dependencies and any(on.batch == batch.id for on in extras.depended_on()):
             raise ProtocolError(f"batch {batch.id} waits for itself")
+        from_column(extras.blobs)  # It raises when that cannot be.
         return extras
 
     def _take_batch(self, batch: Batch, extras: Extras) -> None:
         self._store.add_batch(batch, extras)
         self._payloads.add(batch)
+        if extras.blobs:
+            self._blobs.batch_came(batch.id, extras.blobs)
 
     def _with_settled(self, event: BatchArrived | BatchOffered | BatchRecovered) -> Event:
         """A new batch, with what is known of dependencies that are finished."""
@@ -587,6 +606,7 @@ class Turn:
         except StateBackendError as error:
             return {"error": str(error)}
         self._recovery.drop()
+        self._blobs.purge()
         return {}
 
     def _answer(self, client: Client, answer: bytes) -> None:
@@ -644,6 +664,7 @@ class Turn:
                 del self.clients[number]
         self._recovery.forget(client.number)
         self._groups.forget(client.number)
+        self._blobs.client_left(client.numbers)
         for watchers in self._watchers.values():
             watchers.discard(client.number)
         for worker in self._pool.workers.values():
@@ -677,6 +698,8 @@ class Turn:
                 results = Results.from_body(body)
                 if results.worker != number:
                     raise ProtocolError(f"results of worker {results.worker}")
+                if results.packing & REFERRING:
+                    results = self._blobs.results_came(results)
                 succeeded = CallsSucceeded(number, results.batch, results.first, results.stop, results.took)
                 self._events.append((succeeded, results))
             elif kind == Kind.FAILURE:
@@ -701,6 +724,7 @@ class Turn:
         """A worker's process is gone, and all that it had sent is read."""
         self._measuring.note_death(worker)
         self._events.append((WorkerLost(worker.number, position, self._pool.is_ending), None))
+        self._blobs.somebody_died()
 
     # What the rules ask for.
 
@@ -715,6 +739,8 @@ class Turn:
                 self._answer_offer(effect)
             case BatchFinished():
                 self._payloads.drop(effect.batch)
+                if effect.batch not in self._recovery.leaving:
+                    self._blobs.batch_finished(effect.batch)
                 self._forget_dependencies(effect.batch)
                 self._recovery.finished(effect.batch)
             case FailLost():
@@ -812,6 +838,7 @@ class Turn:
     def _keep(self, outcome: Results | Failure) -> None:
         if isinstance(outcome, Results):
             self._store.add_results(outcome)
+            self._blobs.results_kept(outcome)
         else:
             self._store.add_failure(outcome)
             for index in range(outcome.first, outcome.stop):

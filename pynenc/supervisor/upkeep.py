@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pynenc.exceptions import StateBackendError
 from pynenc.state_backend.faults import LASTING
+from pynenc.state_backend.retention import LargeResults
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.committing import log
 from pynenc.supervisor.loop import Loop
@@ -36,15 +37,24 @@ class Upkeep:
         loop: Calls when it is time.
         store: The database.
         turn: Knows what is needed.
+        blobs: Large results.
         retention_s: How long calls are kept.
         max_bytes: How large the database may be.
     """
 
-    def __init__(self, loop: Loop, store: Store, turn: Turn, retention_s: float | None, max_bytes: int | None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        turn: Turn,
+        blobs: LargeResults,
+        retention_s: float | None,
+        max_bytes: int | None,
+    ) -> None:
         self._loop = loop
         self._store = store
         self._turn = turn
-        self._retention = store.retention(retention_s, max_bytes)
+        self._retention = store.retention(retention_s, max_bytes, blobs)
         self._seen_commits = 0
         self._due = 0.0
         self._told = ""

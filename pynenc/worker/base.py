@@ -10,6 +10,7 @@ import socket
 import sys
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pynenc import execution
@@ -33,16 +34,18 @@ class DeclaredTask:
     """A task that the supervisor told of; imported when the first lease comes.
 
     Attributes:
+        copies: Whether its calls get copies of large arguments.
         stride: See `execution.run_lease`.
     """
 
-    __slots__ = ("context", "func", "stride", "task", "task_id")
+    __slots__ = ("context", "copies", "func", "stride", "task", "task_id")
 
     def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
         self.task_id = task_id
         self.context = client_context
         self.task: Any = None
         self.func: Callable[..., Any]
+        self.copies = False
         self.stride = 1
 
     def learn(self, count: int, seconds: float) -> None:
@@ -76,6 +79,7 @@ class DeclaredTask:
             )
         self.task = task
         self.func = execution.runnable(task.func)
+        self.copies = task.conf.copy_arguments
 
 
 class Output:
@@ -125,7 +129,8 @@ class BaseWorker:
         self._files: list[int] = []
         self._tasks: dict[int, DeclaredTask] = {}
         self._recent = Recent()
-        self._common: dict[int, bytes | dict[str, Any]] = {}
+        self._common: dict[int, bytes] = {}
+        self._shared: dict[int, dict[str, Any]] = {}
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
@@ -180,13 +185,21 @@ class BaseWorker:
                 self.take_answer(Kind(kind), body)
         return count > 0
 
-    def _common_arguments(self, lease: Lease) -> dict[str, Any]:
-        """What the calls of a lease share; unpickled once."""
-        kept = self._common[lease.common]
-        if isinstance(kept, bytes):
-            kept = self._common[lease.common] = loads(kept)
-        return kept
+    def function_for(self, declared: DeclaredTask, func: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
+        """What the calls of a lease call: the function, with the arguments that they share, unpickled once.
+
+        For a task whose calls get copies it takes the arguments of a call as they came.
+        """
+        if declared.copies:
+            return partial(execution.call_copying, func, self._common.get(lease.common))
+        if not lease.common:
+            return func
+        shared = self._shared.get(lease.common)
+        if shared is None:
+            shared = self._shared[lease.common] = loads(self._common[lease.common])
+        return partial(func, **shared)
 
     def _forget_common_arguments(self) -> None:
         """Drop what is not recent, now that no lease refers to it."""
         self._common = {one: kept for one, kept in self._common.items() if one in self._recent}
+        self._shared = {one: kept for one, kept in self._shared.items() if one in self._recent}

@@ -22,10 +22,11 @@ from functools import partial
 from typing import Any
 
 from pynenc import context, execution
+from pynenc.blobs.freezing import Freezer
 from pynenc.exceptions import ProtocolError, TaskTimeoutError
 from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
 from pynenc.protocol.slots import POSITION, Slot
-from pynenc.serializer import Frozen, freeze, leased_arguments
+from pynenc.serializer import Frozen, leased_arguments
 from pynenc.worker.base import BaseWorker, DeclaredTask, Output
 from pynenc.worker.event_loop import EventLoop
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
@@ -60,6 +61,7 @@ class Call(RunningLease):
     """
 
     __slots__ = (
+        "_copies",
         "_entry_here",
         "_func",
         "_has_told",
@@ -76,8 +78,12 @@ class Call(RunningLease):
         "why",
     )
 
-    def __init__(self, worker: ConcurrentWorker, task: Any, func: Callable[..., Any], lease: Lease, entry: Any) -> None:
+    def __init__(
+        self, worker: ConcurrentWorker, declared: DeclaredTask, func: Callable[..., Any], lease: Lease, entry: Any
+    ) -> None:
+        task = declared.task
         super().__init__(task, lease, worker.slot)
+        self._copies = declared.copies
         self._worker = worker
         self._func = func
         self._entry_here = entry
@@ -128,6 +134,10 @@ class Call(RunningLease):
         call = (lease.batch, lease.first, self._worker.number, lease.attempt)
         self._tell(failure_frame(call, raised, self.began, time.monotonic(), retry_s, ending))
 
+    def forget_arguments(self) -> None:
+        """It has ended. Its coroutine's context refers to it and it to the coroutine, so it stays for a while."""
+        self._func, self._entry_here = execution.nothing, ()
+
     def limit(self) -> float:
         """When it is to be stopped, if it was not yet."""
         return self.began + self.timeout_s if self.why is None else FOREVER
@@ -164,6 +174,8 @@ class Call(RunningLease):
 
     def _made(self) -> Any:
         entry = self._entry_here
+        if self._copies:
+            return self._func(entry)
         return execution.call_frozen(self._func, entry) if type(entry) is Frozen else self._func(*entry)
 
     def _cancel(self) -> None:
@@ -174,7 +186,7 @@ class Call(RunningLease):
             self.coroutine.cancel()
 
     def _succeed(self, value: Any) -> None:
-        lease, frozen, ended = self.lease, [freeze(value)], time.monotonic()
+        lease, frozen, ended = self.lease, [self._worker.freeze(value)], time.monotonic()
         self._tell(results_frame(lease.batch, lease.first, self._worker.number, frozen, self.began, ended, [ended]))
 
     def _fail(self, error: BaseException) -> None:
@@ -204,9 +216,10 @@ class Call(RunningLease):
 class ConcurrentWorker(BaseWorker):
     """Begins each call as it comes."""
 
-    def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
+    def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
         super().__init__(connection, slot)
         self.number = number
+        self.freeze = freezer.freeze
         self._calls: dict[int, Call] = {}
         self._limited: dict[int, Call] = {}
         self._new: list[Call] = []
@@ -251,7 +264,7 @@ class ConcurrentWorker(BaseWorker):
         for offset, entry in enumerate(entries):
             index, position = lease.first + offset, lease.position + offset
             own = lease._replace(position=position, first=index, stop=index + 1)
-            self._begin(Call(self, declared.task, func, own, entry))
+            self._begin(Call(self, declared, func, own, entry))
 
     def take_output(self, output: Output) -> None:
         """Print to these files from now on."""
@@ -271,8 +284,7 @@ class ConcurrentWorker(BaseWorker):
     def _function(self, declared: DeclaredTask, lease: Lease) -> Callable[..., Any]:
         if declared.task is None:
             declared.load()
-        func: Callable[..., Any] = declared.task.func
-        return partial(func, **self._common_arguments(lease)) if lease.common else func
+        return self.function_for(declared, declared.task.func, lease)
 
     def _entries(self, lease: Lease) -> list[Any]:
         if lease.packing == Packing.ROWS:
@@ -318,6 +330,9 @@ class ConcurrentWorker(BaseWorker):
     def left(self, call: Call) -> None:
         """A call has ended."""
         self._calls.pop(call.lease.position, None)
+        call.forget_arguments()
+        if not self._calls:
+            self._shared.clear()  # It may be large.
         call.waits.end()
 
     def ship(self, frame: bytes) -> None:

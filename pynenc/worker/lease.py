@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pynenc import context, execution
+from pynenc.blobs.references import with_references
 from pynenc.lineage import Caller, identity_of
 from pynenc.protocol.messages import (
     MAX_BATCH_CALLS,
@@ -18,13 +19,14 @@ from pynenc.protocol.messages import (
     Failure,
     Kind,
     Lease,
+    Packing,
     Results,
     format_invocation_id,
     invocation_number,
     number_frame,
 )
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, Slot
-from pynenc.serializer import leased_arguments, pack
+from pynenc.serializer import Referring, freeze, leased_arguments, pack
 from pynenc.worker.base import DeclaredTask
 
 SHIP_S = 0.01
@@ -40,7 +42,8 @@ class Shipper:
     until they are shipped.
     """
 
-    def __init__(self, send: Callable[[bytes], None], worker: int) -> None:
+    def __init__(self, send: Callable[[bytes], None], worker: int, freeze: Callable[[Any], Any] = freeze) -> None:
+        self.freeze = freeze
         self.values: list[Any] = []
         self.ends: list[float] = []
         self._send = send
@@ -174,6 +177,10 @@ def results_frame(
         ends: When each of them ended; empty when they are evenly spread.
     """
     packing, payload = pack(values)
+    if packing == Packing.ROWS:
+        references = [blob for value in values if type(value) is Referring for blob in value.references]
+        if references:
+            packing, payload = with_references(packing, payload, references)
     began, times = started + time.time() - time.monotonic(), array("d", ends).tobytes()
     last = first + len(values)
     return Results(batch, first, last, worker, packing, began, ended - started, times, payload).to_frame()
@@ -266,6 +273,8 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
             entries = leased_arguments(lease.packing, lease.payload, lease.first, lease.stop)
         except Exception as error:  # whatever unpickling raises
             return fail(lease, error, slot, shipper)
+        if declared.copies:
+            entries = ((entry,) for entry in entries)
         positions = range(lease.position, lease.position + lease.stop - lease.first)
         stopped_at = execution.run_lease(func, entries, positions, slot, shipper, declared.stride)
     finally:

@@ -8,10 +8,13 @@ import os
 import socket
 import sys
 from collections import deque
-from functools import partial
 from typing import Any
 
 from pynenc import context
+from pynenc.blobs import reading
+from pynenc.blobs.directory import BlobDirectory
+from pynenc.blobs.freezing import Freezer
+from pynenc.blobs.writing import Writer
 from pynenc.protocol.messages import Kind, Lease
 from pynenc.protocol.slots import Slot
 from pynenc.system.spin import Spin
@@ -19,17 +22,21 @@ from pynenc.worker import lease as leases
 from pynenc.worker.base import BaseWorker, Output, let_calls_leave
 from pynenc.worker.nesting import Nesting
 
+KEEP_MS = 3
+"""A worker that has had nothing to do for so long lets go of the blobs that it maps."""
+
 
 class Worker(BaseWorker):
     """Runs leases one after the other, in the order in which they come."""
 
-    def __init__(self, number: int, connection: socket.socket, slot: Slot) -> None:
+    def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
         super().__init__(connection, slot)
         self.spin = Spin()
         self._leases: deque[Lease | Output] = deque()
         self._dropped_to = 0
         self._switched: Kind | None = None
-        self.shipper = leases.Shipper(self.send, number)
+        self._kept = reading.recent = reading.Recent()
+        self.shipper = leases.Shipper(self.send, number, freezer.freeze)
         context.nested_wait = Nesting(self).wait
 
     def run(self) -> None:
@@ -77,13 +84,12 @@ class Worker(BaseWorker):
     def _run_one(self, lease: Lease) -> None:
         if self._leases or lease.stop - lease.first > 1:
             self.shipper.watch()
+        self._kept.turn()
         declared = self._tasks[lease.task]
         try:
             if declared.task is None:
                 declared.load()
-            func = declared.func
-            if lease.common:
-                func = partial(func, **self._common_arguments(lease))
+            func = self.function_for(declared, declared.func, lease)
         except BaseException as error:  # importing runs user code
             dropped_to = leases.fail(lease, error, self.slot, self.shipper)
         else:
@@ -94,6 +100,9 @@ class Worker(BaseWorker):
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
+        if (self._kept or self._shared) and not self.poll.poll(KEEP_MS):
+            self._kept.clear()
+            self._shared.clear()
         if not self.spin.look(lambda: self.poll.poll(0)):
             self.poll.poll()
         return self._read()
@@ -123,6 +132,9 @@ def main(
     context.worker_of = context.WorkerOf(
         settings["app_id"], settings["address"], bytes.fromhex(settings["key"]), settings["database"]
     )
+    context.databases[settings["database"]] = None
+    writer = Writer(BlobDirectory(settings["database"]), settings["blob_memory_bytes"])
+    freezer = Freezer(writer, settings["blob_threshold_bytes"])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
@@ -131,9 +143,9 @@ def main(
         if concurrent:
             from pynenc.worker.concurrent import ConcurrentWorker
 
-            worker = ConcurrentWorker(number, supervisor, Slot(memory, slot))
+            worker = ConcurrentWorker(number, supervisor, Slot(memory, slot), freezer)
         else:
-            worker = Worker(number, supervisor, Slot(memory, slot))
+            worker = Worker(number, supervisor, Slot(memory, slot), freezer)
         worker.run()
     if worker.is_retired:
         let_calls_leave()

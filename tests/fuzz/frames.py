@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from pynenc.blobs.references import Reference, to_column
 from pynenc.protocol.extras import KEY_BYTES, Dependency, Extras, dependencies_column
 from pynenc.protocol.frames import HEADER, HEADER_BYTES, frame
 from pynenc.protocol.messages import (
@@ -271,6 +272,9 @@ class Frames:
             return number_frame(kind, self._known(batches))
         if kind == Kind.COMMON:
             return bytes_frame(kind, self._edge(), canary.PICKLE)
+        if kind in (Kind.HOLD, Kind.RELEASE):
+            references = [Reference(chance.randbytes(1) * 16, self._edge()) for _ in range(chance.randrange(4))]
+            return frame(kind, to_column(references))
         if chance.random() < 0.5:
             return number_frame(kind, self._edge())
         return frame(kind, chance.randbytes(chance.randrange(40)))

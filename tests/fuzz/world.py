@@ -7,11 +7,13 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from pynenc.blobs.directory import BlobDirectory
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import HEADER_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, Packing, Results, json_frame, number_frame, rows_payload
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, SLOT_BYTES
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
@@ -144,8 +146,9 @@ class World:
         self.orchestrator = Orchestrator(0.02, self.pool.size, 2)
         payloads = Payloads(self.store, 1 << 16)
         measuring = Measuring(self.pool, LIMITS)  # type: ignore[arg-type]
-        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, measuring, 1 << 16, 60.0)  # type: ignore[arg-type]
-        self.turn.loop = self.loop  # type: ignore[assignment]
+        self.blobs = Blobs(BlobDirectory(self.store.path), self.store, 1 << 20)
+        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, measuring, self.blobs, 1 << 16, 60.0)  # type: ignore[arg-type]
+        self.turn.loop = self.blobs.loop = self.loop  # type: ignore[assignment]
         self.turn.refusals = self.refusals  # One log for all supervisors, to see that it is bounded.
         self.pool.turn = self.turn
         for _ in range(self.pool.size):
@@ -163,6 +166,7 @@ class World:
         """Let go of everything."""
         self._release()
         self.store.close()
+        self.blobs.close()
 
     def _release(self) -> None:
         for worker in [*self.pool.workers.values(), *self.pool.lost.values()]:

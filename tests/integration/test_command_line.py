@@ -122,6 +122,7 @@ def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path, c
         ("census/census.py --limit 60", "both runs found the same"),
         ("downloads/downloads.py", "60 pages, 6,570 bytes"),
         ("pipeline/pipeline.py --chapters 20", "letters in 20 chapters"),
+        ("images/images.py --images 6", "0.04 % of the pixels are wrong"),
         ("pipeline/pipeline.py --break", "ended with ValueError: a broken step"),
     ],
 )

@@ -6,13 +6,22 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pynenc.protocol.extras import NONE, Extras
-from pynenc.protocol.messages import NOT_RETRIABLE, Batch, Ending, Failure, Packing, Results, first_batch_of
+from pynenc.protocol.messages import (
+    NOT_RETRIABLE,
+    Batch,
+    Ending,
+    Failure,
+    Packing,
+    Results,
+    first_batch_of,
+    invocation_number,
+)
 from pynenc.state_backend import queries
 from pynenc.state_backend.migrations import SCHEMA_VERSION
 from pynenc.state_backend.retention import Retention
@@ -27,6 +36,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(str(tmp_path / "state.db"))
     yield opened
     opened.close()
+
+
+class NoLargeResults:
+    """All is in the database."""
+
+    result_bytes = 0
+
+    def results_dropped(self, numbers: Iterable[int]) -> None:
+        assert not list(numbers)
 
 
 def add(
@@ -71,12 +89,12 @@ def test_calls_are_forgotten_when_they_ended_long_enough_ago(store: Store) -> No
         add(store, first + day, day * DAY_S)
         add(store, second + day, day * DAY_S + 1)
     store.commit()
-    retention = store.retention(3 * DAY_S, None)
+    retention = store.retention(3 * DAY_S, None, NoLargeResults())
     forget(retention, 10 * DAY_S - 1)
     assert batches(store) == [first + 7, first + 8, first + 9, second + 7, second + 8, second + 9]
     assert rows(store, "results") == 6
     assert retention.next_due(10 * DAY_S - 1) == pytest.approx(1.0)
-    forget(store.retention(None, None), 10 * DAY_S)
+    forget(store.retention(None, None, NoLargeResults()), 10 * DAY_S)
     assert rows(store, "batches") == 6
 
 
@@ -88,7 +106,7 @@ def test_what_ended_lately_stays_however_long_ago_it_was_made(store: Store) -> N
     failed = (Ending.FAILED, NOT_RETRIABLE, 0.0, 9 * DAY_S, "E", "", "", b"")
     store.add_failure(Failure(batch, 1, 2, 1, 0, *failed))
     store.commit()
-    retention = store.retention(2 * DAY_S, None)
+    retention = store.retention(2 * DAY_S, None, NoLargeResults())
     forget(retention, 10 * DAY_S)
     assert batches(store) == [batch]
     forget(retention, 12 * DAY_S)
@@ -102,7 +120,7 @@ def test_what_is_shelved_stays_until_it_has_ended(store: Store) -> None:
     store.shelf.put([first])
     store.shelf.settle()
     store.commit()
-    retention = store.retention(DAY_S, None)
+    retention = store.retention(DAY_S, None, NoLargeResults())
     forget(retention, 9 * DAY_S)
     assert store.shelf.shelved() == [(first, 0)]
     store.add_results(Results(first, 0, 1, 1, Packing.COLUMN, DAY_S, 1.0, b"12345678", b"r"))
@@ -118,7 +136,7 @@ def test_what_is_unfinished_or_needed_stays(store: Store) -> None:
     add(store, first + 2, 0.0)
     add(store, first + 3, 0.0)
     store.commit()
-    forget(store.retention(1.0, MIB), DAY_S, lambda batch: batch == first + 2)
+    forget(store.retention(1.0, MIB, NoLargeResults()), DAY_S, lambda batch: batch == first + 2)
     assert batches(store) == [first + 1, first + 2]
 
 
@@ -129,7 +147,7 @@ def test_those_made_first_go_first_whoever_made_them(store: Store) -> None:
         add(store, early + hour, 2 * hour, payload=os.urandom(100_000))
         add(store, late + hour, 2 * hour + 1, payload=os.urandom(100_000))
     store.commit()
-    retention = store.retention(None, 2 * MIB)
+    retention = store.retention(None, 2 * MIB, NoLargeResults())
     forget(retention, 100.0)
     left = batches(store)
     kept = len(left) // 2
@@ -149,7 +167,7 @@ def test_cache_keys_and_common_arguments_go_with_the_last_that_needs_them(store:
         add(store, first + index, index * DAY_S, count=2, extras=extras, group=first)
     store.commit()
     assert rows(store, "cache_keys") == 4
-    retention = store.retention(1.5 * DAY_S, None)
+    retention = store.retention(1.5 * DAY_S, None, NoLargeResults())
     forget(retention, 2 * DAY_S)
     assert batches(store) == [first + 1]
     assert [row[0] for row in store._rows("SELECT key FROM cache_keys ORDER BY key")] == keys[2:]
@@ -167,7 +185,7 @@ def test_a_named_group_is_forgotten_as_a_whole(store: Store) -> None:
     add(store, first + 1, 0.0, extras=items, group=first)
     add(store, later, 5 * DAY_S, extras=items, group=first)
     store.commit()
-    retention = store.retention(2 * DAY_S, None)
+    retention = store.retention(2 * DAY_S, None, NoLargeResults())
     forget(retention, 6 * DAY_S)  # It was gone on with yesterday.
     assert len(batches(store)) == 3
     forget(retention, 8 * DAY_S, lambda number: number == first)  # Somebody goes on with it now.
@@ -187,7 +205,7 @@ def test_clients_of_earlier_supervisors_are_forgotten_with_their_last_batch(tmp_
     store = Store(path)
     mine = store.add_client(9)
     store.commit()
-    forget(store.retention(2.5 * DAY_S, None), 5 * DAY_S)
+    forget(store.retention(2.5 * DAY_S, None, NoLargeResults()), 5 * DAY_S)
     assert [row[0] for row in store._rows("SELECT id FROM clients ORDER BY id")] == [4, 5, mine]
     assert store.add_client(10) == mine + 1
     store.close()
@@ -200,7 +218,7 @@ def test_steps_are_short_and_the_file_gets_smaller(store: Store, tmp_path: Path)
     store.commit()
     store.make_room()
     large = (tmp_path / "state.db").stat().st_size
-    retention = store.retention(100.0, None)
+    retention = store.retention(100.0, None, NoLargeResults())
     took = []
     began = time.perf_counter()
     while retention.step(1e6, lambda batch: False, 0.005):
@@ -244,7 +262,7 @@ def test_a_failed_step_forgets_nothing_and_begins_anew(store: Store, tmp_path: P
     store.commit()
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    retention = store.retention(1.0, None)
+    retention = store.retention(1.0, None, NoLargeResults())
     with pytest.raises(StateBackendError, match="was not made smaller: another program holds it locked"):
         forget(retention, DAY_S)
     assert batches(store) == [first]
@@ -265,7 +283,7 @@ def test_a_week_of_work_does_not_let_the_database_grow_without_bound(tmp_path: P
     now = 1_000_000.0
     for hour in range(0, 7 * 24, 4):
         store = Store(str(path))
-        retention = store.retention(5 * DAY_S, limit)
+        retention = store.retention(5 * DAY_S, limit, NoLargeResults())
         service = service or store.add_client(1)
         for client in [service, *(store.add_client(1) for _ in range(3))]:
             for _ in range(chance.randrange(5, 30)):
@@ -292,3 +310,37 @@ def test_a_week_of_work_does_not_let_the_database_grow_without_bound(tmp_path: P
     unfinished = len(kept) - rows(store, "results")
     assert made[unfinished] > now - 5 * DAY_S - 3600
     store.close()
+
+
+class LargeResultsOf:
+    """Each of these invocations has a result of so many bytes beside the database."""
+
+    def __init__(self, sizes: dict[int, int]) -> None:
+        self.sizes = sizes
+        self.dropped: list[int] = []
+
+    @property
+    def result_bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    def results_dropped(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.dropped.append(number)
+            del self.sizes[number]
+
+
+def test_large_results_count_and_go_with_their_calls(store: Store) -> None:
+    first = first_batch_of(store.add_client(1))
+    large = LargeResultsOf({invocation_number(first + day, 0): 40 * MIB for day in range(10)})
+    for day in range(10):
+        add(store, first + day, day * DAY_S)
+        store.add_blobs(1, invocation_number(first + day, 0), [(b"%d" % day, 40 * MIB)])
+    store.add_blobs(0, first, [(b"arguments", MIB)])
+    store.commit()
+    forget(store.retention(None, 400 * MIB, large), 10 * DAY_S)
+    assert batches(store) == [first + day for day in range(3, 10)]  # Three quarters of what is allowed.
+    assert large.dropped == [invocation_number(first + day, 0) for day in range(3)]
+    assert rows(store, "blobs") == 8
+    forget(store.retention(DAY_S, None, large), 20 * DAY_S)
+    assert not batches(store)
+    assert not large.sizes

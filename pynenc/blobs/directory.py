@@ -1,0 +1,355 @@
+"""The files of blobs: shared memory, and files in the state directory for what finds no room there or must outlive it.
+
+::
+
+    /dev/shm/pynenc-<user>-<state directory>-<app>/      <state directory>/<app>.blobs/
+        <name>             a blob                            <name>          a blob
+        gone-<name>        freed, but somebody maps it
+        free-<size>-<n>    a warm segment for the next
+        <token>.alive      locked as long as its writer lives
+
+The next supervisor of the same app and state directory finds the same places. A blob moves from the one to the other under
+the same name, so nothing that refers to it changes. All names are made here, and only names of these patterns are touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SHARED_MEMORY = "/dev/shm"
+
+NAME_BYTES = 16
+_HEX = frozenset("0123456789abcdef")
+
+_F_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
+COPY_BYTES = 1 << 24
+
+MAX_EXCESS = 2
+"""A warm segment serves if it is at most so many times as large as the blob."""
+
+
+class Segment(NamedTuple):
+    """A warm segment that waits for its next blob."""
+
+    size: int
+    path: str
+
+
+class BlobDirectory:
+    """Where the blobs of one app and state directory lie.
+
+    Args:
+        database: The app's database; its path names the app and the state directory.
+    """
+
+    def __init__(self, database: str) -> None:
+        base = database.removesuffix(".db")
+        self.files = f"{base}.blobs"
+        self._state_dir, self._app = os.path.split(base)
+        self._memory: str | None = None
+
+    @property
+    def memory(self) -> str:
+        """The directory in shared memory."""
+        if self._memory is None:
+            # Not its path: containers that share their /dev/shm may all have the same one.
+            found = os.stat(self._state_dir)
+            name = f"pynenc-{os.geteuid()}-{found.st_dev:x}-{found.st_ino:x}-{self._app}"
+            self._memory = os.path.join(SHARED_MEMORY, name[:200])
+        return self._memory
+
+    def make_memory(self) -> bool:
+        """See to it that the directory in shared memory is there and ours; False when it cannot be."""
+        return os.path.isdir(SHARED_MEMORY) and _make_private(self.memory)
+
+    def make_files(self) -> None:
+        """See to it that the directory of the files is there.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        os.makedirs(self.files, mode=0o700, exist_ok=True)
+
+    def path_in_memory(self, name: bytes) -> str:
+        """Where a blob lies in shared memory."""
+        return os.path.join(self.memory, name.hex())
+
+    def path_in_files(self, name: bytes) -> str:
+        """Where a blob lies as a file."""
+        return os.path.join(self.files, name.hex())
+
+    def is_in_memory(self, name: bytes) -> bool:
+        """Whether a blob lies in shared memory."""
+        return os.path.exists(self.path_in_memory(name))
+
+    def open(self, name: bytes) -> int | None:
+        """An open file of a blob, to read; None when it is nowhere."""
+        # In this order, and twice: one that moves is in memory until it is among the files.
+        for path in 2 * (self.path_in_memory(name), self.path_in_files(name)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                if os.fstat(fd).st_uid == os.geteuid():
+                    return fd
+                os.close(fd)
+        return None
+
+    def blobs(self) -> Iterator[bytes]:
+        """The names of all blobs that are there."""
+        found = {entry for place in (self.memory, self.files) for entry in _entries(place) if _kind_of(entry) == "blob"}
+        yield from map(bytes.fromhex, found)
+
+    # What frees them.
+
+    def free(self, name: bytes) -> bool:
+        """Take a blob away; whether it had memory, which `recycle` takes up once nobody maps it."""
+        had_memory = self.leave_memory(name)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self.path_in_files(name))
+        return had_memory
+
+    def recycle(self, name: bytes) -> bool:
+        """Make a warm segment of a freed blob; False when somebody maps it still.
+
+        Nobody opens a freed blob any more, since its name is gone. So what nobody has open now nobody will, and it can be
+        written over. The kernel grants a write lease only then.
+        """
+        gone = os.path.join(self.memory, f"gone-{name.hex()}")
+        try:
+            fd = os.open(gone, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            is_unused = _is_unused(fd)
+            size = os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+        if is_unused is None:
+            _unlink(gone)  # Its memory goes with the last mapping.
+            return True
+        if not is_unused:
+            return False
+        with contextlib.suppress(FileNotFoundError):  # Somebody else did it just now.
+            os.rename(gone, os.path.join(self.memory, f"free-{size}-{name.hex()}"))
+        return True
+
+    def recycle_all(self) -> None:
+        """Make warm segments of all freed blobs that nobody maps any more."""
+        for entry in _entries(self.memory):
+            if _kind_of(entry) == "gone":
+                self.recycle(bytes.fromhex(entry.partition("-")[2]))
+
+    def make_segment(self, size: int) -> None:
+        """Make a warm segment, if there is room."""
+        name = os.urandom(NAME_BYTES).hex()
+        path = os.path.join(self.memory, f"gone-{name}")
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+            os.rename(path, os.path.join(self.memory, f"free-{size}-{name}"))
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+    def segments(self) -> list[Segment]:
+        """The warm segments, smallest first."""
+        found = []
+        for entry in _entries(self.memory):
+            if _kind_of(entry) == "free":
+                found.append(Segment(int(entry.split("-")[1]), os.path.join(self.memory, entry)))
+        return sorted(found)
+
+    def remove_all(self) -> None:
+        """Take the directory in shared memory away, with all that is in it; and that of the files, if it is empty."""
+        for entry in _entries(self.memory):
+            if _kind_of(entry):
+                _unlink(os.path.join(self.memory, entry))
+        for place in (self.memory, self.files):
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
+
+    def remove_leftovers(self) -> None:
+        """Take away what only a supervisor that is dead was still to free."""
+        for entry in _entries(self.memory):
+            if _kind_of(entry) in ("gone", "free"):
+                _unlink(os.path.join(self.memory, entry))
+        for entry in _entries(self.files):
+            if _kind_of(entry) == "moving":
+                _unlink(os.path.join(self.files, entry))
+
+    def sizes(self) -> tuple[int, int]:
+        """The bytes of all blobs in shared memory, warm segments included, and in files."""
+        sizes = []
+        for place in (self.memory, self.files):
+            total = 0
+            for entry in _entries(place):
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(place, entry)).st_size
+            sizes.append(total)
+        return sizes[0], sizes[1]
+
+    def leave_memory(self, name: bytes) -> bool:
+        """Free the memory of a blob that lies in a file, too; whether it had any."""
+        try:
+            os.rename(self.path_in_memory(name), os.path.join(self.memory, f"gone-{name.hex()}"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def copy_to_files(self, name: bytes) -> bool:
+        """Copy a blob from shared memory to a file; False when it is not in shared memory.
+
+        Raises:
+            OSError: There is no room.
+        """
+        try:
+            source = os.open(self.path_in_memory(name), os.O_RDONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        self.make_files()
+        path = self.path_in_files(name)
+        fresh = f"{path}.new"
+        try:
+            target = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                _copy(source, target)
+            finally:
+                os.close(target)
+            os.rename(fresh, path)
+        except OSError:
+            _unlink(fresh)
+            raise
+        finally:
+            os.close(source)
+        return True
+
+    # Who lives.
+
+    def announce(self, token: bytes) -> int:
+        """Let a writer live: the open file, which is locked until it is closed or its process ends."""
+        place = self.memory if self.make_memory() else self.files
+        if place == self.files:
+            self.make_files()
+        fresh = os.path.join(place, f"{token.hex()}.new")
+        while True:
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # It gets its name only when it is locked, so nobody takes it for one whose writer is dead.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                os.rename(fresh, os.path.join(place, f"{token.hex()}.alive"))
+            except FileNotFoundError:
+                os.close(fd)  # A supervisor that began just now took it for a leftover, or the directory was removed.
+                _make_private(place)
+                continue
+            return fd
+
+    def forget_writer(self, token: bytes) -> None:
+        """A writer has ended on purpose."""
+        for place in (self.memory, self.files):
+            _unlink(os.path.join(place, f"{token.hex()}.alive"))
+
+    def living_writers(self) -> set[bytes]:
+        """The tokens of the writers that live; the marks of those that are dead are taken away."""
+        living = set()
+        for place in (self.memory, self.files):
+            for entry in _entries(place):
+                if _kind_of(entry) == "writer" and _is_held(os.path.join(place, entry)):
+                    living.add(bytes.fromhex(entry.partition(".")[0]))
+        return living
+
+
+def _kind_of(entry: str) -> str:
+    """What a name in one of the directories is; empty when it is none of ours.
+
+    >>> _kind_of("free-4096-" + 32 * "0"), _kind_of(16 * "a" + ".alive"), _kind_of("../x")
+    ('free', 'writer', '')
+    """
+    stem, _, ending = entry.partition(".")
+    if ending:
+        if ending == "new" and _is_hex(stem, 32):
+            return "moving"
+        return "writer" if ending in ("alive", "new") and _is_hex(stem, 16) else ""
+    what, *rest = stem.split("-")
+    if not rest:
+        return "blob" if _is_hex(stem, 32) else ""
+    if what == "gone" and len(rest) == 1 and _is_hex(rest[0], 32):
+        return "gone"
+    if what == "free" and len(rest) == 2 and rest[0].isdecimal() and _is_hex(rest[1], 32):
+        return "free"
+    return ""
+
+
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and _HEX.issuperset(text)
+
+
+def _make_private(path: str) -> bool:
+    """See to it that a directory is there that only this user can enter."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.mkdir(path, 0o700)
+        except OSError as error:
+            if not isinstance(error, FileExistsError):
+                return False
+            raise
+    found = os.lstat(path)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _is_unused(fd: int) -> bool | None:
+    """Whether nobody else has this file open or mapped; None where the system cannot tell."""
+    if _F_SETLEASE is None:
+        return None
+    try:
+        fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_held(path: str) -> bool:
+    """Whether somebody holds this file locked; it is removed if not."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _unlink(path)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _copy(source: int, target: int) -> None:
+    while True:
+        piece = os.read(source, COPY_BYTES)
+        if not piece:
+            return
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(target, view) :]
+
+
+def _entries(place: str) -> list[str]:
+    try:
+        return os.listdir(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,167 @@
+"""Large values and processes that are killed.
+
+| who | when | what the user sees | what stays in shared memory |
+| --- | --- | --- | --- |
+| worker | it has mapped a large argument | the call is run again | nothing |
+| worker | it has written a large result and not shipped it | the call is run again | nothing |
+| supervisor | large arguments are queued, results are held | a pause; all results | nothing |
+| script | calls with large arguments are under way | (it is gone) | nothing |
+| all at once | the same | the next start frees what nobody needs | nothing, after it |
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from pynenc.blobs.directory import BlobDirectory
+from tests import large, tasks
+from tests.conftest import PROJECT, own_processes, wait_until
+
+COUNT = large.LARGE // 8
+VALUES = np.arange(float(COUNT))
+
+
+def directory() -> BlobDirectory:
+    return BlobDirectory(tasks.app.state_backend.path)
+
+
+def count_of_blobs() -> int:
+    return len(list(directory().blobs()))
+
+
+def kill_supervisor() -> None:
+    report = tasks.app.report()
+    assert report is not None
+    psutil.Process(report["pid"]).kill()
+
+
+def test_a_worker_that_dies_with_a_large_result_in_hand_leaves_nothing(tmp_path: Path) -> None:
+    assert np.array_equal(large.die_once_with(str(tmp_path / "mark"), VALUES).result, 2 * VALUES)
+    wait_until(lambda: count_of_blobs() == 1, "what the dead worker wrote is freed; the result is there")
+
+
+def test_a_worker_that_dies_after_it_has_written_leaves_nothing() -> None:
+    """The segment is written, its name is not shipped: as if it were killed between the two."""
+    tasks.add(1).result  # noqa: B018
+    program = (
+        "import os, signal, sys; from pynenc.blobs.directory import BlobDirectory; from pynenc.blobs.writing import Writer\n"
+        "writer = Writer(BlobDirectory(sys.argv[1]), 1 << 30); writer.write(memoryview(bytes(1 << 20)))\n"
+        "print('written', flush=True); sys.stdin.read(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", program, directory().files.replace(".blobs", ".db")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=PROJECT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"written\n"
+    report = tasks.app.report()
+    assert report is not None
+    psutil.Process(report["workers"][0]["pid"]).kill()  # Some death has the supervisor look around.
+    wait_until(lambda: tasks.add(1, 1).result == 2 and len(own_processes_of_workers()) >= 2, "it is replaced")
+    assert count_of_blobs() == 1, "its writer lives"
+    process.communicate(b"")
+    report = tasks.app.report()
+    assert report is not None
+    psutil.Process(report["workers"][0]["pid"]).kill()
+    wait_until(lambda: count_of_blobs() == 0, "its writer is dead")
+
+
+def own_processes_of_workers() -> list[int]:
+    report = tasks.app.report()
+    return [] if report is None else [worker["pid"] for worker in report["workers"]]
+
+
+def test_a_killed_supervisor_is_replaced_and_all_large_values_are_there(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    first = large.doubled(VALUES)
+    first.wait()
+    reference = tasks.app.put(VALUES + 1)
+    group = large.total_behind.parallelize([(str(gate), VALUES * one) for one in range(6)])
+    more = large.total_behind.parallelize([(str(gate),)] * 6, common_args={"values": VALUES})
+    tasks.app._cluster.sync()
+    kill_supervisor()
+    open_gate = threading.Timer(0.2, gate.touch)
+    open_gate.start()
+    assert list(group.results) == [VALUES.sum() * one for one in range(6)]
+    assert list(more.results) == [VALUES.sum()] * 6
+    assert first.result[2] == 4.0
+    assert large.total(reference).result == VALUES.sum() + COUNT
+    reference.release()
+    wait_until(lambda: count_of_blobs() == 1, "nothing is left but the result")
+    open_gate.join()
+
+
+def test_what_was_not_committed_is_sent_again_with_its_large_arguments() -> None:
+    tasks.add(1).result  # noqa: B018
+    report = tasks.app.report()
+    assert report is not None
+    process = psutil.Process(report["pid"])
+    process.suspend()
+    invocations = [large.total(VALUES * one) for one in range(8)]
+    process.kill()
+    assert [one.result for one in invocations] == [VALUES.sum() * one for one in range(8)]
+    wait_until(lambda: count_of_blobs() == 0, "all is freed")
+
+
+def test_after_the_death_of_all_the_next_start_frees_what_nobody_needs(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    program = (
+        "import sys, numpy as np\nfrom tests import large, tasks\ntasks.use_fresh_configuration()\n"
+        "kept = large.doubled(np.arange(float(1 << 17))); kept.wait(); held = tasks.app.put(np.ones(1 << 17))\n"
+        "behind = [large.total_behind(sys.argv[1], np.ones(1 << 17)) for _ in range(5)]; tasks.app._cluster.sync()\n"
+        "print(kept.invocation_id, tasks.app.report()['pid'], flush=True); input()\n"
+    )
+    script = subprocess.Popen(
+        [sys.executable, "-c", program, str(gate)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=PROJECT,
+        text=True,
+    )
+    assert script.stdout is not None
+    invocation_id, pid = script.stdout.readline().split()
+    os.kill(int(pid), signal.SIGSTOP)  # It sees nothing of the script's death.
+    script.kill()
+    script.wait()
+    os.kill(int(pid), signal.SIGKILL)
+    script.communicate()
+    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all are dead")
+    assert count_of_blobs() == 7
+    tasks.add(1).result  # noqa: B018
+    # The result, and the arguments of calls that are taken up.
+    wait_until(lambda: count_of_blobs() == 6, "what the script held is freed")
+    gate.touch()
+    wait_until(lambda: count_of_blobs() == 1, "they have ended")
+    assert tasks.app.get_invocation(invocation_id).result[3] == 6.0
+    tasks.app.purge()
+    wait_until(lambda: count_of_blobs() == 0, "a purge frees the rest")
+
+
+def test_what_a_reboot_takes_is_said() -> None:
+    from pynenc.exceptions import BlobLostError
+
+    invocation = large.doubled(VALUES)
+    invocation.wait()
+    for name in list(directory().blobs()):
+        os.unlink(directory().path_in_memory(name))
+    error = large.total(invocation).exception
+    assert isinstance(error, BlobLostError)
+    assert "lost when the machine was" in str(error)
+
+
+def test_what_a_reboot_takes_from_the_cache_and_from_named_groups_is_run_again(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for runs in (1, 2, 4):
+        assert large.cached_double(VALUES, str(log)).result[1] == 2.0
+        group = large.doubled.parallelize([(VALUES,), (VALUES + 1,)], name="named")
+        assert [values[0] for values in group.results] == [0.0, 2.0]
+        if runs > 1:
+            assert len(log.read_text()) == runs // 2
+            for name in list(directory().blobs()):
+                os.unlink(directory().path_in_memory(name))
