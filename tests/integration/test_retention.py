@@ -84,10 +84,12 @@ def test_a_purge_forgets_all_that_nobody_runs_and_the_file_gets_small(database: 
         "from tests import tasks\n"
         f"never = tasks.wait_for.parallelize([({str(tmp_path / 'never')!r},)] * 600)\n"
         "tasks.app._cluster.sync()\n"
-        "os.kill(tasks.app.report()['pid'], signal.SIGKILL)\n"
+        "os.kill(tasks.app.report()['pid'], signal.SIGTERM)\n"
         "os._exit(0)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=40)
+    marker = os.environ["PYNENC_TEST_MARKER"]
+    wait_until(lambda: not own_processes(marker), "the supervisor has kept its calls and ended")
     value = os.urandom(100_000)
     assert list(tasks.echo.parallelize([(value,)] * 50).results) == [value] * 50
     gate = tmp_path / "gate"
