@@ -165,3 +165,17 @@ def test_what_a_reboot_takes_from_the_cache_and_from_named_groups_is_run_again(t
             assert len(log.read_text()) == runs // 2
             for name in list(directory().blobs()):
                 os.unlink(directory().path_in_memory(name))
+
+
+def test_calls_with_large_arguments_that_are_stopped_can_be_resumed(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    group = large.total_behind.parallelize([(str(gate), VALUES * one) for one in range(6)])
+    tasks.app._cluster.sync()
+    tasks.app.stop_supervisor(now=True)
+    wait_until(lambda: not os.path.exists(directory().memory), "it has moved them to files")
+    assert count_of_blobs() == 6
+    gate.touch()
+    ids = [invocation.invocation_id for invocation in group]
+    assert tasks.app.resume().wait()
+    assert [tasks.app.get_invocation(one).result for one in ids] == [VALUES.sum() * one for one in range(6)]
+    wait_until(lambda: count_of_blobs() == 0, "all is freed")
