@@ -111,7 +111,7 @@ def test_an_older_database_keeps_what_is_unfinished_until_somebody_asks(path: st
     succeed(store, half, 0, 2)
     store.close()
     with sqlite3.connect(path) as connection:
-        connection.executescript("DROP TABLE shelved; DROP TABLE settled; PRAGMA user_version = 2")
+        connection.executescript("DROP TABLE shelved; DROP TABLE settled; DROP TABLE blobs; PRAGMA user_version = 2")
     connection.close()
     shelf = Store(path).shelf
     assert shelf.shelved() == [(half, 0)]
