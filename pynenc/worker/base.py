@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from pynenc import execution
+from pynenc.blobs.references import refers
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
@@ -131,6 +132,7 @@ class BaseWorker:
         self._recent = Recent()
         self._common: dict[int, bytes] = {}
         self._shared: dict[int, dict[str, Any]] = {}
+        self._mapping: set[int] = set()
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
@@ -196,8 +198,16 @@ class BaseWorker:
             return func
         shared = self._shared.get(lease.common)
         if shared is None:
-            shared = self._shared[lease.common] = loads(self._common[lease.common])
+            payload = self._common[lease.common]
+            shared = self._shared[lease.common] = loads(payload)
+            if refers(payload):
+                self._mapping.add(lease.common)
         return partial(func, **shared)
+
+    def let_mappings_go(self) -> None:
+        """Drop unpickled arguments that map blobs, which may be large and are soon mapped again."""
+        while self._mapping:
+            self._shared.pop(self._mapping.pop(), None)
 
     def _forget_common_arguments(self) -> None:
         """Drop what is not recent, now that no lease refers to it."""

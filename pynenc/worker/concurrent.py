@@ -332,7 +332,7 @@ class ConcurrentWorker(BaseWorker):
         self._calls.pop(call.lease.position, None)
         call.forget_arguments()
         if not self._calls:
-            self._shared.clear()  # It may be large.
+            self.let_mappings_go()
         call.waits.end()
 
     def ship(self, frame: bytes) -> None:

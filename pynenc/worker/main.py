@@ -100,9 +100,9 @@ class Worker(BaseWorker):
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""
-        if (self._kept or self._shared) and not self.poll.poll(KEEP_MS):
+        if (self._kept or self._mapping) and not self.poll.poll(KEEP_MS):
             self._kept.clear()
-            self._shared.clear()
+            self.let_mappings_go()
         if not self.spin.look(lambda: self.poll.poll(0)):
             self.poll.poll()
         return self._read()
