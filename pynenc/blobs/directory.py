@@ -89,8 +89,12 @@ class BlobDirectory:
 
     def open(self, name: bytes) -> int | None:
         """An open file of a blob, to read; None when it is nowhere."""
+        try:
+            places = (self.path_in_memory(name), self.path_in_files(name))
+        except OSError:
+            return None  # The state directory was taken away.
         # In this order, and twice: one that moves is in memory until it is among the files.
-        for path in 2 * (self.path_in_memory(name), self.path_in_files(name)):
+        for path in 2 * places:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
                 if os.fstat(fd).st_uid == os.geteuid():

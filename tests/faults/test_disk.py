@@ -122,7 +122,7 @@ def test_a_disk_that_stays_full_ends_with_one_error_and_keeps_what_was_delivered
     before = tasks.echo("before")
     assert before.result == "before"
     fill(small_disk)
-    invocation = tasks.echo(os.urandom(1 << 20))
+    invocation = tasks.echo([os.urandom(100_000) for _ in range(10)])  # Each of them is small enough for the database.
     with pytest.raises(
         SupervisorLostError, match=r"tests\.db did not take a commit: its disk is full .*disk_timeout_s"
     ):

@@ -327,3 +327,12 @@ def test_small_values_are_frozen_as_ever(freezer: Freezer, place: BlobDirectory)
     frozen = freezer.freeze([1, 2])
     assert type(frozen) is Frozen
     assert not os.path.exists(place.memory)
+
+
+def test_a_state_directory_that_was_taken_away_is_passed_over(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app of this process may have had one that is gone."""
+    monkeypatch.setattr(context, "databases", {str(tmp_path / "gone" / "app.db"): None, **context.databases})
+    reference = writer.write(memoryview(LARGE))
+    assert bytes(reading.view_of(reference)) == LARGE
