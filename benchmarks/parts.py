@@ -118,25 +118,25 @@ def supervisor() -> float:
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     measuring = Measuring(pool, app.supervisor_settings())  # type: ignore[arg-type]
     payloads = Payloads(store, 1 << 26)  # type: ignore[arg-type]
-    turn = Turn(store, Orchestrator(0.02), payloads, pool, measuring, blobs, 1 << 24, 60.0)  # type: ignore[arg-type]
-    turn.loop = SimpleNamespace(flush=lambda: None, call_in=lambda *_: None)  # type: ignore[assignment]
-    turn.client_joined(peer, 1, False)  # type: ignore[arg-type]
-    turn.worker_started(held)  # type: ignore[arg-type]
+    loop = SimpleNamespace(flush=lambda: None, call_in=lambda *_: None)
+    turn = Turn(loop, store, Orchestrator(0.02), payloads, pool, measuring, blobs, 1 << 24, 60.0)  # type: ignore[arg-type]
+    turn.clients.joined(peer, 1, False)  # type: ignore[arg-type]
+    turn.workers.started(held)  # type: ignore[arg-type]
     client_role, worker_role = peer.role, held
     options = noop_task.conf.rules()
     surroundings = {"sys_path": [], "cwd": "/"}
     declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context=surroundings)
-    turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
+    turn.clients.frames_came(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
 
     def two_turns(number: int) -> None:
         batch = first_batch_of(1) + number
         peer.role = client_role
         body = Batch(batch, 1, 1, 0, 0, 1.0, Packing.COLUMN, ARGUMENTS).to_frame()[HEADER_BYTES:]
-        turn.client_frames(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
+        turn.clients.frames_came(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
         turn.run()
         peer.role = worker_role
         body = Results(batch, 0, 1, 1, Packing.COLUMN, 1.0, 1e-6, b"12345678", RESULT).to_frame()[HEADER_BYTES:]
-        turn.worker_frames(peer, [(Kind.RESULTS, body)])  # type: ignore[arg-type]
+        turn.workers.frames_came(peer, [(Kind.RESULTS, body)])  # type: ignore[arg-type]
         turn.run()
 
     return best_us(two_turns)

@@ -187,6 +187,10 @@ class Pool:
         worker = self.workers.get(number)
         return worker.slot.position if worker is not None else 0
 
+    def positions(self) -> dict[int, int]:
+        """Which call each worker runs, by its slot."""
+        return {number: worker.slot.position for number, worker in self.workers.items()}
+
     def is_stopped(self, number: int) -> bool:
         """Whether a worker's process is stopped, or has closed its connection and not been reaped yet: it begins nothing."""
         worker = self.workers.get(number)

@@ -80,8 +80,8 @@ class Supervisor:
             settings["spare_workers"],
             fork_server,
             settings["persistent"],
-            on_started=lambda worker: self.turn.worker_started(worker),
-            on_ended=lambda worker, position: self.turn.worker_ended(worker, position),
+            on_started=lambda worker: self.turn.workers.started(worker),
+            on_ended=lambda worker, position: self.turn.workers.ended(worker, position),
             on_hopeless=self._is_hopeless,
         )
         self.store = Store(settings["database"], settings["durability"])
@@ -89,7 +89,16 @@ class Supervisor:
         self.blobs = Blobs(BlobDirectory(settings["database"]), self.store, settings["blob_memory_bytes"])
         measuring = Measuring(self.pool, settings)
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)
+        refusal = json_frame(Kind.REFUSED, error=NO_DESCRIPTORS)
+        self.loop = Loop(
+            self._on_turn,
+            on_idle=lambda: self.turn.settle(),
+            on_refused=lambda peer, why: self.turn.refused(peer, why),
+            refusal=refusal,
+        )
+        self.blobs.loop = self.loop
         self.turn = Turn(
+            self.loop,
             self.store,
             orchestrator,
             payloads,
@@ -100,9 +109,6 @@ class Supervisor:
             settings["disk_timeout_s"],
             settings["on_client_loss"],
         )
-        refusal = json_frame(Kind.REFUSED, error=NO_DESCRIPTORS)
-        self.loop = Loop(self._on_turn, self.turn.settle, self.turn.refused, refusal)
-        self.turn.loop = self.blobs.loop = self.loop
         limits = (settings["retention"], settings["max_state_bytes"])
         self.upkeep = Upkeep(self.loop, self.store, self.turn, self.blobs, *limits)
 
@@ -141,12 +147,14 @@ class Supervisor:
 
     def _on_turn(self) -> None:
         self.turn.run()
-        if self.store.set_aside and self.turn.has_clients():
+        if self.store.set_aside and self.turn.delivery.has_clients():
             self._tell_of_new_database()
         why = self._why_stopped()
         if why:
             self._stop(why)
-        elif not self._greeting and not self.turn.has_clients() and self.turn.drained() and self.pool.is_settled:
+        elif (
+            not self._greeting and not self.turn.delivery.has_clients() and self.turn.drained() and self.pool.is_settled
+        ):
             self.turn.raise_mark()
             if self._had_client and not self.pool.persistent:
                 self._end()
@@ -158,7 +166,7 @@ class Supervisor:
             return "it was ended by SIGTERM"
         if self.turn.stopping.all_interrupted:
             return "the script was interrupted"
-        if self.turn.stopped:
+        if self.turn.stopping.all_stopped:
             return "it was stopped: pynenc runner stop --now"
         return ""
 
@@ -227,7 +235,7 @@ class Supervisor:
 
     def _fail(self, why: str) -> None:
         """Tell every client why this ends, and end."""
-        for client in self.turn.clients.values():
+        for client in self.turn.delivery.clients.values():
             client.peer.send(json_frame(Kind.REFUSED, error=why))
         self.loop.flush()
         self._remove_address()
@@ -245,8 +253,8 @@ class Supervisor:
         name = self.store.give_up(aside=error.fault == Fault.CORRUPT)
         why = f"{error}; it was set aside as {name}" if name else str(error)
         log(f"the supervisor ends: {why}")
-        self.turn.notify(f"{why}. Calls that were not finished may be lost; a new database is begun")
-        for client in self.turn.clients.values():
+        self.turn.delivery.notify(f"{why}. Calls that were not finished may be lost; a new database is begun")
+        for client in self.turn.delivery.clients.values():
             client.peer.send(json_frame(Kind.REFUSED, error=why, again=True))
         self.loop.flush()
         self._remove_address()
@@ -260,7 +268,7 @@ class Supervisor:
             )
         self.store.set_aside = ""
         log(text)
-        self.turn.notify(text)
+        self.turn.delivery.notify(text)
 
     def _watch_signals(self) -> None:
         """SIGTERM ends the supervisor at the end of a turn; Ctrl-C is the client's business."""
@@ -320,15 +328,15 @@ class Supervisor:
             peer.reader.max_body_bytes = MAX_BODY_BYTES
             peer.takes_descriptors = False
             self._had_client = True
-            number = self.turn.client_joined(peer, pid, is_worker, asks_only)
+            number = self.turn.clients.joined(peer, pid, is_worker, asks_only)
             answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
             welcome = frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode())
             if asks_only:
                 peer.send(welcome)  # Nothing is called by its number, so that need not be committed.
             else:
-                self.turn.after_commit(peer, welcome)
+                self.turn.delivery.after_commit(peer, welcome)
         if frames[1:]:
-            self.turn.client_frames(peer, frames[1:])
+            self.turn.clients.frames_came(peer, frames[1:])
 
 
 def _see_that_descriptors_suffice(workers: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from pynenc.protocol.messages import BATCH_NUMBER_BITS, split_number
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.client import Client
 from pynenc.supervisor.events import BatchesShelved, Event
 from pynenc.supervisor.loop import Loop, Peer
 from pynenc.supervisor.orchestrator import Orchestrator
@@ -15,17 +15,6 @@ from pynenc.supervisor.recovery import Recovery
 
 KEEP_LOST = 16
 """So many lost clients are remembered; one that was interrupted in the middle of a message tells it after it was lost."""
-
-
-class Client(Protocol):
-    """What has to be known of a client."""
-
-    number: int
-    numbers: set[int]
-    pid: int
-    peer: Peer
-    is_worker: bool
-    has_left: bool
 
 
 class Stopping:
@@ -44,6 +33,8 @@ class Stopping:
 
     Attributes:
         all_interrupted: Whether the only client was interrupted, so that all is to end now.
+        interrupter: Who waits to be told how many calls are kept then, and the name of the question.
+        all_stopped: Whether a client has asked that all ends now.
     """
 
     def __init__(
@@ -59,6 +50,8 @@ class Stopping:
         on_client_loss: str,
     ) -> None:
         self.all_interrupted = False
+        self.interrupter: tuple[Peer, int] | None = None
+        self.all_stopped = False
         self._clients = clients
         self._watchers = watchers
         self._recovery = recovery
@@ -115,8 +108,7 @@ class Stopping:
             return 0
         self._recovery.leaving |= batches
         self._store.shelf.put(batches)
-        positions = {number: worker.slot.position for number, worker in self._pool.workers.items()}
-        self._happened(BatchesShelved(tuple(sorted(batches)), positions))
+        self._happened(BatchesShelved(tuple(sorted(batches)), self._pool.positions()))
         return sum(self._orchestrator.batches[batch].unfinished for batch in batches)
 
     def batches_of(self, client: Client) -> set[int]:

@@ -96,7 +96,7 @@ class FakePool:
         worker.peer.role = worker
         worker.peer.on_end = lambda peer, why: self.killed.add(worker.number)
         self.workers[worker.number] = worker
-        self.turn.worker_started(worker)
+        self.turn.workers.started(worker)
 
     def retire(self, number: int) -> None:
         del self.workers[number]
@@ -108,6 +108,9 @@ class FakePool:
         worker = self.workers.get(number)
         return worker.slot.position if worker is not None else 0
 
+    def positions(self) -> dict[int, int]:
+        return {number: worker.slot.position for number, worker in self.workers.items()}
+
     def is_stopped(self, number: int) -> bool:
         return number % 2 == 0
 
@@ -118,7 +121,7 @@ class FakePool:
         position = worker.slot.position
         self.killed.discard(number)
         self.lost[number] = worker
-        self.turn.worker_ended(worker, position)
+        self.turn.workers.ended(worker, position)
         if not worker.concurrent and sum(not one.concurrent for one in self.workers.values()) < self.size:
             self.add(False)
 
@@ -147,8 +150,9 @@ class World:
         payloads = Payloads(self.store, 1 << 16)
         measuring = Measuring(self.pool, LIMITS)  # type: ignore[arg-type]
         self.blobs = Blobs(BlobDirectory(self.store.path), self.store, 1 << 20)
-        self.turn = Turn(self.store, self.orchestrator, payloads, self.pool, measuring, self.blobs, 1 << 16, 60.0)  # type: ignore[arg-type]
-        self.turn.loop = self.blobs.loop = self.loop  # type: ignore[assignment]
+        self.blobs.loop = self.loop  # type: ignore[assignment]
+        parts = (self.loop, self.store, self.orchestrator, payloads, self.pool, measuring, self.blobs)
+        self.turn = Turn(*parts, 1 << 16, 60.0)  # type: ignore[arg-type]
         self.turn.refusals = self.refusals  # One log for all supervisors, to see that it is bounded.
         self.pool.turn = self.turn
         for _ in range(self.pool.size):
@@ -212,12 +216,12 @@ class World:
         peer = self._join()
         options = {"priority": 1 << 62}  # Before all that others left behind.
         declared = json_frame(Kind.TASK, key=1, task_id="m.f", options=options, context={"sys_path": [], "cwd": "/"})
-        self.turn.client_frames(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
+        self.turn.clients.frames_came(peer, [(Kind.TASK, declared[HEADER_BYTES:])])  # type: ignore[arg-type]
         number = (peer.role.number << 29) + (1 << 28)
         body = b"".join(
             (number.to_bytes(8, "little"), b"\x01\0\0\0\x02\0\0\0", bytes(24), bytes([Packing.COLUMN]), bytes(4), b"x")
         )
-        self.turn.client_frames(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
+        self.turn.clients.frames_came(peer, [(Kind.BATCH, body)])  # type: ignore[arg-type]
         for _ in range(20_000):
             self.settle()
             for worker in list(self.pool.workers.values()):
@@ -233,7 +237,7 @@ class World:
 
     def _join(self) -> FakePeer:
         peer = FakePeer()
-        self.turn.client_joined(peer, 1, self.chance.random() < 0.2)  # type: ignore[arg-type]
+        self.turn.clients.joined(peer, 1, self.chance.random() < 0.2)  # type: ignore[arg-type]
         self.clients.append(peer)
         for key in (1, 2, 3):
             peer.on_frames(peer, peer.reader.feed(self.frames.task(key)))
