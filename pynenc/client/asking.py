@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.client.callbacks import CallbackThread
-from pynenc.client.connection import Connection
+from pynenc.client.callbacks import CallbackThread, call_all
+from pynenc.client.connection import Connection, query_frame
 from pynenc.client.lost import LostRunner
 from pynenc.client.session import Session
 from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
@@ -62,7 +62,7 @@ class Asking(Session):
         """Send what is open, then read until something is so."""
         self._batcher.flush()
         if done():
-            self._run_ready()
+            call_all(self._ready)
             return True
         if self._connection is None:
             self._connect()
@@ -80,7 +80,7 @@ class Asking(Session):
             if caller is not None:
                 done = unless_stuck(done, unfinished, caller)
             reached = context.nested_wait(connection, done, numbers, timeout)
-        self._run_ready()
+        call_all(self._ready)
         return reached
 
     def _wait_through(
@@ -132,7 +132,7 @@ class Asking(Session):
                 self._callbacks.look_after(submission)
                 return
             self._ready += submission.take_callbacks()
-        self._run_ready()
+        call_all(self._ready)
 
     def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
         """Wait until callbacks can be called, and call them."""
@@ -146,9 +146,29 @@ class Asking(Session):
                     submission.callbacks = None  # There is nothing to tell them.
                 with self._callbacks_lock:
                     self._ready += submission.take_callbacks(everything=True)
-            self._run_ready()
+            call_all(self._ready)
 
     # Asking.
+
+    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask the supervisor something that it knows by name; its answer."""
+        token = next(self._tokens)
+        return self._answer_to(query_frame(what, token=token, **fields), token)
+
+    def _answer_to(self, message: bytes, token: int) -> dict[str, Any]:
+        """Send a question, and wait for the answer of whichever supervisor gives it."""
+        while True:
+            self._connect()
+            connection = self._connection
+            assert connection is not None
+            try:
+                connection.send(message)
+                connection.wait_until(lambda: token in self._answers)
+            except SupervisorLostError:
+                self._take_up(connection)
+                continue
+            answer: dict[str, Any] = self._answers.pop(token)
+            return answer
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Ask the supervisor where a call stands."""

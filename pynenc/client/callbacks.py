@@ -47,6 +47,16 @@ class CallbackThread:
             self._wait(waiting)
 
 
+def call_all(ready: list[Callable[[], object]]) -> None:
+    """Call what can be called, and forget it; several threads may be at it."""
+    while ready:
+        try:
+            callback = ready.pop(0)
+        except IndexError:
+            return  # Another thread took it.
+        call_back(callback)
+
+
 def call_back(callback: Callable[[], object]) -> None:
     """Call the user's code when there is nobody to raise to: what it raises is logged."""
     try:

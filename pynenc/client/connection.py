@@ -12,10 +12,11 @@ import os
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pynenc.client.launch import Address, connect
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
@@ -23,6 +24,9 @@ from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.system.spin import Spin
+
+if TYPE_CHECKING:
+    from pynenc.task import Task
 
 LONGEST_S = 1e6
 """Waits that are longer have no end: the system takes none of more than 24 days."""
@@ -285,6 +289,13 @@ class Connection:
 def query_frame(what: str, **fields: Any) -> bytes:
     """A question to the supervisor."""
     return json_frame(Kind.QUERY, what=what, **fields)
+
+
+def declaration_frame(task: Task[Any, Any], key: int) -> bytes:
+    """What the supervisor and its workers have to know of a task, and the number by which this client calls it."""
+    surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
+    options = task.conf.rules(task.is_async)
+    return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings)
 
 
 def stop_calls_of(connection: Connection, timeout: float) -> int:

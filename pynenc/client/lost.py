@@ -81,3 +81,11 @@ class LostRunner:
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Nothing is to come: call back at once."""
         call_back(callback)
+
+
+def not_ours(submission: Submission) -> RunnerError:
+    """Why a forked child gets no outcomes of what its parent had called."""
+    return RunnerError(
+        f"batch {submission.invocation_id(0)} belongs to the process that forked this one, which gets its outcomes; "
+        "here app.get_invocation(invocation_id) finds what it has sent"
+    )

@@ -163,10 +163,10 @@ class ClusterRunner(Asking):
         self._connect()
         submission = self._open_batch()
         number = submission.number
-        self._offered.add(number)
+        self._handover.offered.add(number)
         self._send_packed(task, submission, packed, group)
         self._wait_through(self._live_connection(), lambda: number in self._answers, None)
-        self._offered.discard(number)
+        self._handover.offered.discard(number)
         reused = self._answers.pop(number)["reused"]
         if not reused:
             return submission, []

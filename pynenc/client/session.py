@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import sys
 import threading
 import time
 import weakref
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
-from pynenc.client.callbacks import CallbackThread, call_back
-from pynenc.client.connection import Connection, query_frame, stop_calls_of
-from pynenc.client.lost import LostRunner
+from pynenc.client.callbacks import CallbackThread, call_all
+from pynenc.client.connection import Connection, declaration_frame, stop_calls_of
+from pynenc.client.handover import Handover
+from pynenc.client.lost import LostRunner, not_ours
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
@@ -29,7 +28,6 @@ from pynenc.protocol.messages import (
     Kind,
     Results,
     first_batch_of,
-    json_frame,
     json_from,
     number_frame,
     number_from,
@@ -85,11 +83,7 @@ class Session:
         self._batch_numbers: Iterator[int] = iter(())
         self._task_keys: dict[Task[Any, Any], int] = {}
         self._held: dict[int, Submission] = {}
-        self._uncommitted: dict[int, Batch] = {}
-        self._committed: set[int] = set()
-        self._handed_over: set[int] = set()
-        self._numbers: list[int] = []
-        self._offered: set[int] = set()
+        self._handover = Handover()
         self._resuming: set[int] = set()
         self._recoveries = 0
         self._tokens = itertools.count(1)
@@ -114,7 +108,7 @@ class Session:
                 self._the_app().logger.error(
                     "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
                 )
-            self._run_ready()
+            call_all(self._ready)
             if self._connection is not None:
                 self._connection.send(frame(Kind.GOODBYE))
         except RunnerError as error:
@@ -171,7 +165,7 @@ class Session:
         self._lock = threading.RLock()
         self._callbacks_lock = threading.Lock()
         for submission in self._held.values():
-            submission.runner = LostRunner(self._runner, _not_ours(submission))
+            submission.runner = LostRunner(self._runner, not_ours(submission))
             submission.callbacks = None
         if self._connection is not None:
             self._connection.abandon()
@@ -274,7 +268,7 @@ class Session:
 
     def _greet(self, connected: Any, address: launch.Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
-        self._numbers.append(self._connection.client)
+        self._handover.numbers.append(self._connection.client)
         context.databases[self._the_app().state_backend.path] = None
         self._number_batches(self._connection.client)
 
@@ -329,39 +323,24 @@ class Session:
         connection = self._connection
         assert connection is not None
         for task, key in self._task_keys.items():
-            self._tell_of(task, key, connection)
+            connection.send(declaration_frame(task, key))
         if self._blobs is not None:
             self._blobs.hold_again()
-        self._handed_over = {one.number for one in list(self._held.values()) if one.unfinished and self._was_sent(one)}
         token = next(self._tokens)
-        batches = sorted(self._handed_over)
-        connection.send(json_frame(Kind.ADOPT, token=token, clients=self._numbers, batches=batches))
+        self._handover.begin(connection, token, list(self._held.values()))
         connection.wait_until(lambda: token in self._answers)
-        tasks = {key: task for task, key in self._task_keys.items()}
         unknown = self._answers.pop(token)["unknown"]
-        for number in self._offered.difference(unknown):
-            self._answers[number] = {"reused": []}  # It had been taken.
-        for number in unknown:
-            batch = self._uncommitted.get(number)
-            if batch is not None and tasks[batch.task].conf.rerun_on_worker_loss:
-                connection.send(batch.to_frame())
-            elif number in self._held:
-                if batch is None:
-                    why = f"{fate}, and the state backend has lost it"
-                else:
-                    why = f"{fate}, perhaps while it ran, and option rerun_on_worker_loss is False"
-                error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {why}")
+        tasks = {key: task for task, key in self._task_keys.items()}
+
+        def may_rerun(batch: Batch) -> bool:
+            return tasks[batch.task].conf.rerun_on_worker_loss
+
+        def lose(number: int, why: str) -> None:
+            if number in self._held:
+                error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {fate}, {why}")
                 self._held.pop(number).runner = LostRunner(self._runner, error)
 
-    def _was_sent(self, submission: Submission) -> bool:
-        """Whether a batch has left; one that is just leaving is sent to the new supervisor by whoever sends it."""
-        number = submission.number
-        return (
-            number in self._uncommitted
-            or number in self._committed
-            or bool(submission.stretches or submission.failures)
-            or number >> BATCH_NUMBER_BITS not in self._numbers  # Somebody else's, which is watched.
-        )
+        self._handover.finish(connection, unknown, self._answers, may_rerun, lose)
 
     @property
     def _runner(self) -> RemoteRunner:
@@ -432,13 +411,13 @@ class Session:
             extras = extras._replace(lineage=caller.lineage)
         batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
         if not self._is_workers_own:
-            self._uncommitted[batch.id] = batch
+            self._handover.keep(batch)
         message = batch.to_frame()
         if self._blobs is not None:
             self._blobs.send_releases()
         try:
             if is_new:
-                self._tell_of(task, key, connection)
+                connection.send(declaration_frame(task, key))
             connection.send(message)
         except SupervisorLostError:
             self._send_again(batch, message, connection)
@@ -465,7 +444,7 @@ class Session:
         """See to it that another supervisor has a batch that may not have reached one."""
         while True:
             self._take_up(lost)
-            if batch.id in self._handed_over:
+            if batch.id in self._handover.told:
                 return
             lost = self._live_connection()
             try:
@@ -474,35 +453,25 @@ class Session:
                 continue
             return
 
-    def _tell_of(self, task: Task[Any, Any], key: int, connection: Connection) -> None:
-        surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
-        options = task.conf.rules(task.is_async)
-        connection.send(json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings))
-
     # Coming in.
 
     def _take_in(self, kind: int, body: bytes) -> None:
         if kind == Kind.RESULTS:
             results = Results.from_body(body)
-            self._is_committed(results.batch)
+            self._handover.outcome_came(results.batch)
             submission = self._held.get(results.batch)
             if submission is not None:
                 submission.add_results(results)
                 self._outcome_came(submission)
         elif kind == Kind.FAILURE:
             failure = Failure.from_body(body)
-            self._is_committed(failure.batch)
+            self._handover.outcome_came(failure.batch)
             submission = self._held.get(failure.batch)
             if submission is not None:
                 submission.add_failure(failure)
                 self._outcome_came(submission)
         elif kind == Kind.COMMITTED:
-            last = number_from(body)
-            for number in list(self._uncommitted):
-                if number > last:
-                    break  # They are in the order in which they were sent; what came out of order is told of later.
-                self._committed.add(number)
-                self._uncommitted.pop(number, None)
+            self._handover.committed_up_to(number_from(body))
         elif kind == Kind.SYNCED:
             self._synced = max(self._synced, number_from(body))
         elif kind == Kind.NOTICE:
@@ -511,11 +480,6 @@ class Session:
             fields = json_from(body)
             self._answers[fields.pop("token")] = fields
 
-    def _is_committed(self, number: int) -> None:
-        """An outcome says so."""
-        self._uncommitted.pop(number, None)
-        self._committed.discard(number)
-
     def _outcome_came(self, submission: Submission) -> None:
         self._recoveries = 0
         if not submission.unfinished:
@@ -523,34 +487,6 @@ class Session:
         if submission.callbacks:
             with self._callbacks_lock:
                 self._ready += submission.take_callbacks()
-
-    def _run_ready(self) -> None:
-        while self._ready:
-            try:
-                callback = self._ready.pop(0)
-            except IndexError:
-                return  # Another thread took it.
-            call_back(callback)
-
-    def ask(self, what: str, **fields: Any) -> dict[str, Any]:
-        """Ask the supervisor something that it knows by name; its answer."""
-        token = next(self._tokens)
-        return self._answer_to(query_frame(what, token=token, **fields), token)
-
-    def _answer_to(self, message: bytes, token: int) -> dict[str, Any]:
-        """Send a question, and wait for the answer of whichever supervisor gives it."""
-        while True:
-            self._connect()
-            connection = self._connection
-            assert connection is not None
-            try:
-                connection.send(message)
-                connection.wait_until(lambda: token in self._answers)
-            except SupervisorLostError:
-                self._take_up(connection)
-                continue
-            answer: dict[str, Any] = self._answers.pop(token)
-            return answer
 
     def sync(self, timeout: float | None = None) -> bool:
         """Wait until everything that was submitted here is committed, so many seconds at most; whether it is."""
@@ -567,10 +503,3 @@ class Session:
                 if not self._has_unfinished():
                     return True  # Then it was committed.
                 self._take_up(connection)
-
-
-def _not_ours(submission: Submission) -> RunnerError:
-    return RunnerError(
-        f"batch {submission.invocation_id(0)} belongs to the process that forked this one, which gets its outcomes; "
-        "here app.get_invocation(invocation_id) finds what it has sent"
-    )
