@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# How many processes run tests. Most tests wait for processes of their own, so this may be more than there are processors.
+JOBS ?= 3
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed-examples ## the main job: a census of the standard libr
 	$(BIN)/pynenc run examples/census/census.py
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 chaos: $(VENV)/.installed-test ## kill and stop everything at random for SECONDS (60) with SEED (drawn), and check the books
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) $(if $(SEED),--seed $(SEED))

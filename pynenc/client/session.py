@@ -52,8 +52,9 @@ MAX_RECOVERIES = 5
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
 
-INTERRUPT_S = 0.8
-"""How long a client that is interrupted waits for its calls to be stopped."""
+INTERRUPT_S = 4.0
+"""How long a client that is interrupted waits for its calls to be stopped. Mostly that takes some hundredths; on a machine that
+has no time at all, to wait is better than to leave calls running."""
 
 FLUSH_S = 0.2
 """How long it then tries to have calls accepted that have not left yet."""
