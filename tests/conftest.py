@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,10 @@ import psutil
 import pytest
 
 from tests import tasks
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that is no terminal's has what it starts in the background ignore it, and so would the scripts of these tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GONE_S = 20.0
 """How long what a test used may take to end. Ends are waited for, so this bounds a failure, not a success."""

@@ -255,7 +255,10 @@ class Connection:
         fields = json.dumps({"version": VERSION, **about}).encode()
         proof = frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields)
         # What workers print for this client is to appear where this process prints.
-        socket.send_fds(self._socket, [proof], [fd for fd in (1, 2) if _is_open(fd)])
+        with contextlib.suppress(
+            OSError
+        ):  # It has just gone, and perhaps said why: the next frame, or its absence, tells.
+            socket.send_fds(self._socket, [proof], [fd for fd in (1, 2) if _is_open(fd)])
         welcome = self._next_frame(Kind.WELCOME)
         if not hmac.compare_digest(welcome[:PROOF_BYTES], prove(key, mine, b"supervisor")):
             raise ProtocolError("whoever listens at the supervisor's address does not know its key")

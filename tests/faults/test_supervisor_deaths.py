@@ -13,6 +13,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,11 @@ import psutil
 import pytest
 
 from pynenc import InvocationStatus, WorkerLostError
+from pynenc.client.connection import Connection
+from pynenc.client.launch import Address
 from pynenc.exceptions import SupervisorLostError
+from pynenc.protocol.frames import frame
+from pynenc.protocol.messages import Kind
 from tests import concurrent_tasks, rules, tasks
 from tests.conftest import Finished, own_processes, wait_until
 
@@ -62,6 +67,15 @@ def test_a_group_is_whole_and_in_order_whenever_the_supervisor_dies(seed: int) -
         assert list(group.results) == list(range(1500))
         assert [one.result for one in singles] == list(range(1, 501))
         killer.join()
+
+
+@pytest.mark.parametrize("said", [b"", frame(Kind.CHALLENGE, bytes(32))])
+def test_a_supervisor_that_dies_while_it_is_greeted_counts_as_gone(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(said)
+    theirs.close()
+    with pytest.raises(SupervisorLostError, match="during the handshake"):
+        Connection(ours, Address("nowhere", b"key"), lambda kind, body: None, is_worker=False)
 
 
 def test_what_was_not_committed_is_sent_again() -> None:
