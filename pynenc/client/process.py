@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -47,6 +48,9 @@ class Client(Protocol):
     def after_fork_in_child(self) -> None:
         """Forget the parent's connection."""
 
+
+SAME_S = 0.3
+"""What comes so soon is the same SIGTERM: `timeout` sends one to the script, and another one to its process group."""
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 _watches = False
@@ -140,12 +144,23 @@ def _instead_in_threads(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM, which the script does not handle: die of it, after its calls were stopped."""
-    signal.signal(number, signal.SIG_DFL)
+    """SIGTERM, which the script does not handle: die of it, after its calls were stopped; a second one ends the script at once."""
+    began = time.monotonic()
+
+    def again(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - began > SAME_S:
+            _die_of(number)
+
+    signal.signal(number, again)
     was_in_use = _is_in_use()
     kept = interrupt_all(in_handler=True)
     if was_in_use:
         say("ended by SIGTERM", kept)
+    _die_of(number)
+
+
+def _die_of(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 

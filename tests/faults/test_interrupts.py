@@ -206,6 +206,27 @@ def test_a_sigterm_handler_of_the_script_is_left_alone(tmp_path: Path) -> None:
         assert terminal.wait() == (0, "gate\n")
 
 
+def test_a_sigterm_that_comes_twice_is_one(tmp_path: Path) -> None:
+    """As `timeout` sends it: to the script, and to its process group."""
+    with in_terminal(tmp_path, "list(busy(8).results)") as terminal:
+        wait_until(lambda: begun(tmp_path) >= 2, "both workers are busy")
+        supervised = psutil.Process(tasks.app.report()["pid"])  # type: ignore[index]
+        tasks.close()
+        supervised.suspend()  # So that the first one is not over when the second one comes.
+        handled = psutil.Process(terminal.process.pid)
+        files = len(handled.open_files()) + len(handled.net_connections("unix"))
+        terminal.process.send_signal(signal.SIGTERM)
+        wait_until(
+            lambda: len(handled.open_files()) + len(handled.net_connections("unix")) > files, "it is being handled"
+        )
+        terminal.process.send_signal(signal.SIGTERM)
+        supervised.resume()
+        code, shown = terminal.wait()
+    assert code == -signal.SIGTERM
+    assert "ended by SIGTERM; 8 calls are kept" in shown
+    wait_until(all_gone, "supervisor and workers have ended", STOPPED_S)
+
+
 def test_what_timeout_ends_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(BEGIN + "list(busy(8).results)")
     command = ["timeout", "1", sys.executable, "script.py"]

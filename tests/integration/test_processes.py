@@ -155,9 +155,14 @@ def test_an_idle_client_and_its_cluster_use_no_cpu() -> None:
     assert tasks.add(1, 2).result == 3
     processes = own_processes(os.environ["PYNENC_TEST_MARKER"])
     assert len(processes) == 4  # supervisor, fork server, two workers
-    before = [process.cpu_times()[:2] for process in processes]
-    threading.Event().wait(0.5)  # The time over which the cluster is watched, not a wait for something.
-    assert [process.cpu_times()[:2] for process in processes] == before
+
+    def is_idle_for_a_while() -> bool:
+        before = [process.cpu_times()[:2] for process in processes]
+        threading.Event().wait(0.5)  # The time over which the cluster is watched, not a wait for something.
+        return [process.cpu_times()[:2] for process in processes] == before
+
+    # Times are counted in hundredths of a second, and one that had begun before may end in this half of one.
+    assert is_idle_for_a_while() or is_idle_for_a_while()
 
 
 def test_purge_forgets_everything_but_not_what_runs(tmp_path: Path) -> None:
