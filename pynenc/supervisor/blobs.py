@@ -184,7 +184,7 @@ class Blobs:
         return bool(self._freed or self._arriving or self._is_sweeping or self._kept_bytes)
 
     def turn_over(self) -> None:
-        """What this turn brought is committed: free what nobody refers to."""
+        """What this turn brought is committed, and the rules know all of it: free what nobody refers to."""
         for references in self._arriving.values():  # The calls were taken from their worker in the meantime.
             self._freed += [name for name, _ in references if name not in self._references]
         self._arriving.clear()

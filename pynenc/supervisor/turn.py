@@ -183,7 +183,8 @@ class Turn:
 
     def _tell(self) -> None:
         self._payloads.committed()
-        if self._blobs.is_due:
+        # Results of which the rules have not heard yet refer to blobs, too, and nobody knows of it.
+        if self._blobs.is_due and not self._inbox:
             self._blobs.turn_over()
         self._outcomes.committed()
         self.delivery.committed()

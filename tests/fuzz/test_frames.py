@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pynenc.blobs.references import Reference
+from pynenc.supervisor.events import Looked
 from tests.fuzz import canary
 from tests.fuzz.world import World
 
@@ -54,3 +56,22 @@ def test_a_million_mutated_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         sent, refused = sent + world.sent, refused + world.refused
     print(f"{sent:,} frames in {seed} worlds, {refused:,} refused")
     assert not (tmp_path / "sang").exists(), "something was unpickled"
+
+
+def test_a_commit_in_the_middle_of_a_turn_frees_no_result_of_which_the_rules_have_not_heard(tmp_path: Path) -> None:
+    """A client that comes over has what came before it committed, before the turn of that has come."""
+    world = World(str(tmp_path / "middle.db"), 1)
+    try:
+        directory = world.blobs._directory
+        assert directory.make_memory()
+        name = bytes(range(16))
+        Path(directory.path_in_memory(name)).write_bytes(b"a large result")
+        world.blobs._arriving[1, 5] = [Reference(name, 14)]
+        world.turn._inbox.add(Looked({}))
+        world.turn._once_committed(lambda: None)
+        assert directory.is_in_memory(name)
+        world.turn.run()
+        world.turn.commit()
+        assert not directory.is_in_memory(name)  # The rules have heard of it, and it was not kept.
+    finally:
+        world.close()
