@@ -306,8 +306,8 @@ class Pynenc:
         from pynenc.client.launch import check_state_dir, paths_of
         from pynenc.state_backend import StateBackend
 
-        inside = context.worker_of
-        if inside is not None and inside.app_id == self.app_id:
+        inside = context.own_supervisor(self.app_id)
+        if inside is not None:
             database = inside.database
         else:
             check_state_dir(self.conf.state_path)

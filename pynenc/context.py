@@ -80,6 +80,11 @@ worker_of: WorkerOf | None = None
 """Set in worker processes."""
 
 
+def own_supervisor(app_id: str) -> WorkerOf | None:
+    """Where the supervisor of an app listens whose worker this process is; None when it is none of its workers."""
+    return worker_of if worker_of is not None and worker_of.app_id == app_id else None
+
+
 def current() -> Running | None:
     """What runs here, or None outside of any call."""
     return running.get() or in_worker()

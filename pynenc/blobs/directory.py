@@ -7,6 +7,7 @@
         gone-<name>        freed, but somebody maps it
         free-<size>-<n>    a warm segment for the next
         <token>.alive      locked as long as its writer lives
+        <token>.worker     the same, of a writer that ends with its supervisor
 
 The next supervisor of the same app and state directory finds the same places. A blob moves from the one to the other under
 the same name, so nothing that refers to it changes. All names are made here, and only names of these patterns are touched.
@@ -18,12 +19,16 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 SHARED_MEMORY = "/dev/shm"
 
 NAME_BYTES = 16
+TOKEN_BYTES = 8
+"""A name begins with the token of its writer."""
+
+_MARKS = {"alive": "client", "worker": "worker", "new": "client"}
 _HEX = frozenset("0123456789abcdef")
 
 _F_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
@@ -170,11 +175,27 @@ class BlobDirectory:
                 found.append(Segment(int(entry.split("-")[1]), os.path.join(self.memory, entry)))
         return sorted(found)
 
+    def remove(self, names: Iterable[bytes]) -> None:
+        """Take blobs away, and warm segments if no writer lives that could use them: there is no supervisor."""
+        for name in names:
+            _unlink(self.path_in_memory(name))
+            _unlink(self.path_in_files(name))
+        if not self.living_writers():
+            self.remove_leftovers()
+            self.remove_empty()
+
     def remove_all(self) -> None:
-        """Take the directory in shared memory away, with all that is in it; and that of the files, if it is empty."""
+        """Take the directories away, and all that is in shared memory, but for the marks and blobs of clients that live."""
+        living = self.living_writers(workers=False)
         for entry in _entries(self.memory):
-            if _kind_of(entry):
+            kind = _kind_of(entry)
+            is_used = kind in ("blob", "client") and _token_of(entry) in living
+            if kind and not is_used:
                 _unlink(os.path.join(self.memory, entry))
+        self.remove_empty()
+
+    def remove_empty(self) -> None:
+        """Take the directories away if there is nothing in them."""
         for place in (self.memory, self.files):
             with contextlib.suppress(OSError):
                 os.rmdir(place)
@@ -236,8 +257,13 @@ class BlobDirectory:
 
     # Who lives.
 
-    def announce(self, token: bytes) -> int:
-        """Let a writer live: the open file, which is locked until it is closed or its process ends."""
+    def announce(self, token: bytes, is_worker: bool) -> int:
+        """Let a writer live: the open file, which is locked until it is closed or its process ends.
+
+        Args:
+            token: The writer's, with which the names of its blobs begin.
+            is_worker: Whether it ends with its supervisor.
+        """
         place = self.memory if self.make_memory() else self.files
         if place == self.files:
             self.make_files()
@@ -247,39 +273,44 @@ class BlobDirectory:
             # It gets its name only when it is locked, so nobody takes it for one whose writer is dead.
             fcntl.flock(fd, fcntl.LOCK_EX)
             try:
-                os.rename(fresh, os.path.join(place, f"{token.hex()}.alive"))
+                os.rename(fresh, os.path.join(place, _mark_of(token, is_worker)))
             except FileNotFoundError:
                 os.close(fd)  # A supervisor that began just now took it for a leftover, or the directory was removed.
                 _make_private(place)
                 continue
             return fd
 
-    def forget_writer(self, token: bytes) -> None:
+    def forget_writer(self, token: bytes, is_worker: bool) -> None:
         """A writer has ended on purpose."""
         for place in (self.memory, self.files):
-            _unlink(os.path.join(place, f"{token.hex()}.alive"))
+            _unlink(os.path.join(place, _mark_of(token, is_worker)))
 
-    def living_writers(self) -> set[bytes]:
-        """The tokens of the writers that live; the marks of those that are dead are taken away."""
-        living = set()
-        for place in (self.memory, self.files):
-            for entry in _entries(place):
-                if _kind_of(entry) == "writer" and _is_held(os.path.join(place, entry)):
-                    living.add(bytes.fromhex(entry.partition(".")[0]))
-        return living
+    def living_writers(self, workers: bool = True) -> set[bytes]:
+        """The tokens of the writers that live; the marks of those that are dead are taken away.
+
+        Args:
+            workers: Also of those that end with their supervisor.
+        """
+        kinds = ("client", "worker") if workers else ("client",)
+        return {
+            _token_of(entry)
+            for place in (self.memory, self.files)
+            for entry in _entries(place)
+            if _kind_of(entry) in kinds and _is_held(os.path.join(place, entry))
+        }
 
 
 def _kind_of(entry: str) -> str:
     """What a name in one of the directories is; empty when it is none of ours.
 
     >>> _kind_of("free-4096-" + 32 * "0"), _kind_of(16 * "a" + ".alive"), _kind_of("../x")
-    ('free', 'writer', '')
+    ('free', 'client', '')
     """
     stem, _, ending = entry.partition(".")
     if ending:
         if ending == "new" and _is_hex(stem, 32):
             return "moving"
-        return "writer" if ending in ("alive", "new") and _is_hex(stem, 16) else ""
+        return _MARKS.get(ending, "") if _is_hex(stem, 2 * TOKEN_BYTES) else ""
     what, *rest = stem.split("-")
     if not rest:
         return "blob" if _is_hex(stem, 32) else ""
@@ -288,6 +319,14 @@ def _kind_of(entry: str) -> str:
     if what == "free" and len(rest) == 2 and rest[0].isdecimal() and _is_hex(rest[1], 32):
         return "free"
     return ""
+
+
+def _token_of(entry: str) -> bytes:
+    return bytes.fromhex(entry[: 2 * TOKEN_BYTES])
+
+
+def _mark_of(token: bytes, is_worker: bool) -> str:
+    return f"{token.hex()}.{'worker' if is_worker else 'alive'}"
 
 
 def _is_hex(text: str, digits: int) -> bool:

@@ -11,7 +11,6 @@ from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import BLOB_BYTES
 from pynenc.protocol.messages import REFERRING, Results, is_payload
 
-TOKEN_BYTES = 8
 MAX_SIZE = 1 << 60
 _MARK = b"pynenc.blobs.reading\x94\x8c\x04thaw"
 

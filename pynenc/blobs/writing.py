@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterable
 
 from pynenc.blobs.budget import Budget
-from pynenc.blobs.directory import MAX_EXCESS, BlobDirectory
-from pynenc.blobs.references import TOKEN_BYTES, Reference, name_of
+from pynenc.blobs.directory import MAX_EXCESS, TOKEN_BYTES, BlobDirectory
+from pynenc.blobs.references import Reference, name_of
 
 WRITE_BYTES = 1 << 30
 """So many bytes are written at a time; no system takes more than twice that."""
@@ -25,10 +25,12 @@ class Writer:
     Args:
         directory: Where they go.
         budget_bytes: How much shared memory all blobs may take.
+        is_worker: Whether this process ends with the supervisor.
     """
 
-    def __init__(self, directory: BlobDirectory, budget_bytes: int) -> None:
+    def __init__(self, directory: BlobDirectory, budget_bytes: int, is_worker: bool = False) -> None:
         self._directory = directory
+        self._is_worker = is_worker
         self._budget_bytes = budget_bytes
         self._pid = 0
         self._lock = threading.Lock()
@@ -56,10 +58,16 @@ class Writer:
             if self._directory.free(reference.name):
                 self._directory.recycle(reference.name)
 
+    def written(self) -> list[bytes]:
+        """The blobs that were written here and are still there."""
+        if self._mark is None or self._pid != os.getpid():
+            return []
+        return [name for name in self._directory.blobs() if name.startswith(self._token)]
+
     def close(self) -> None:
         """Nothing is written any more."""
         if self._mark is not None and self._pid == os.getpid():
-            self._directory.forget_writer(self._token)
+            self._directory.forget_writer(self._token, self._is_worker)
         self.after_fork_in_child()
 
     def after_fork_in_child(self) -> None:
@@ -73,7 +81,7 @@ class Writer:
     def _begin(self) -> None:
         self._token = os.urandom(TOKEN_BYTES)
         self._numbers = itertools.count(1)
-        self._mark = self._directory.announce(self._token)
+        self._mark = self._directory.announce(self._token, self._is_worker)
         self._has_memory = self._budget_bytes > 0 and self._directory.make_memory()
         self._budget = Budget(self._directory, self._budget_bytes)
         self._pid = os.getpid()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pynenc import context
 from pynenc.blobs.budget import memory_budget
 from pynenc.blobs.directory import BlobDirectory
 from pynenc.blobs.freezing import Freezer
@@ -14,6 +16,7 @@ from pynenc.blobs.ref import BlobRef
 from pynenc.blobs.references import Reference, to_column
 from pynenc.blobs.writing import Writer
 from pynenc.conf.config_blobs import ConfigBlobs
+from pynenc.exceptions import StateBackendError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind, numbers_frame
 from pynenc.serializer import Frozen, Referring
@@ -49,7 +52,9 @@ class ClientBlobs:
         self._connect = connect
         self._send = send
         self._is_sending = is_sending
-        self._writer = Writer(BlobDirectory(app.state_backend.path), self.budget_bytes)
+        self._state_backend = app.state_backend
+        self._directory = BlobDirectory(app.state_backend.path)
+        self._writer = Writer(self._directory, self.budget_bytes, context.own_supervisor(app.app_id) is not None)
         self._held: dict[Reference, None] = {}
         self._let_go: deque[tuple[Reference, ...]] = deque()
         self.freezer = ConnectingFreezer(self._writer, self.threshold_bytes, connect)
@@ -107,11 +112,20 @@ class ClientBlobs:
         if self._held:
             self._send(frame(Kind.HOLD, to_column(list(self._held))))
 
-    def close(self) -> None:
-        """Let go of everything."""
+    def close(self, is_alone: bool) -> None:
+        """Let go of everything.
+
+        Args:
+            is_alone: Whether there is no supervisor that frees what was written here.
+        """
         self._held.clear()
         self._let_go.clear()
+        written = self._writer.written() if is_alone else []
         self._writer.close()
+        if written:
+            with contextlib.suppress(StateBackendError, OSError):  # Then the next supervisor frees it.
+                needed = self._state_backend.blobs()
+                self._directory.remove(name for name in written if name not in needed)
 
     def after_fork_in_child(self) -> None:
         """The parent's blobs are the parent's."""

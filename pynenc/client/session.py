@@ -93,8 +93,6 @@ class Session:
         self._since_read = 0
         self._ready: list[Callable[[], object]] = []
         self._callbacks: CallbackThread | None = None
-        if self._blobs is not None:
-            self._blobs.close()
         self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
 
     # Beginning and ending.
@@ -102,6 +100,7 @@ class Session:
     def close(self) -> None:
         """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
         if self._connection is None:
+            self._close_blobs(is_alone=True)
             return
         try:
             self._batcher.close()
@@ -118,12 +117,14 @@ class Session:
         finally:
             # Only now: whoever sends a batch may have to wait for the lock, and closing waits for that batch.
             with self._lock:
+                is_alone = self._connection is None or self._connection.lost is not None
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
                 if self._callbacks is not None:
                     self._callbacks.end()
                 self._reset()
+                self._close_blobs(is_alone)
 
     @property
     def is_in_use(self) -> bool:
@@ -188,7 +189,7 @@ class Session:
             if self._is_connected():
                 return True
             app = self._the_app()
-            if context.worker_of is not None and context.worker_of.app_id == app.app_id:
+            if context.own_supervisor(app.app_id) is not None:
                 self._connect()
                 return True
             found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
@@ -209,16 +210,16 @@ class Session:
             if self._is_interrupted:
                 raise self._why_interrupted()
             app = self._the_app()
-            inside = context.worker_of
-            self._is_workers_own = inside is not None and inside.app_id == app.app_id
-            if inside is not None and self._is_workers_own:
+            inside = context.own_supervisor(app.app_id)
+            self._is_workers_own = inside is not None
+            if inside is not None:
                 address = launch.Address(inside.address, inside.key)
                 connected = launch.connect(address)
                 if connected is None:
                     raise SupervisorLostError("the supervisor of this worker is gone")
                 self._greet(connected, address)
                 return
-            if inside is None:
+            if context.worker_of is None:
                 process.watch()
             launch.prepare_state_dir(app.conf.state_path)
             paths = launch.paths_of(app.conf.state_path, app.app_id)
@@ -272,6 +273,8 @@ class Session:
         self._handover.numbers.append(self._connection.client)
         context.databases[self._the_app().state_backend.path] = None
         self._number_batches(self._connection.client)
+        if self._blobs is not None:
+            self._blobs.hold_again()
 
     def _number_batches(self, client: int) -> None:
         first = first_batch_of(client)
@@ -284,8 +287,12 @@ class Session:
         self._connection = None
         self._reset()
 
-    def _take_up(self, lost: Connection) -> None:
+    def _take_up(self, lost: Connection, fresh: int | None = None) -> None:
         """Connect to another supervisor, and have it run what the dead one had not finished.
+
+        Args:
+            lost: The connection to the dead one.
+            fresh: A batch that never reached it. When there is nothing else, it may also have been ended on purpose.
 
         Raises:
             RunnerError: There is none, or the supervisor did not die.
@@ -296,7 +303,8 @@ class Session:
             while True:
                 self._recoveries += 1
                 is_hopeless = self._recoveries > MAX_RECOVERIES
-                if self._connection is None or self._is_workers_own or lost.is_closed or is_hopeless:
+                is_wanted = lost.is_closed and (fresh is None or self._has_unfinished(but=fresh))
+                if self._connection is None or self._is_workers_own or is_wanted or is_hopeless:
                     assert lost.lost is not None
                     error = lost.lost
                     if self._connection is not None:
@@ -316,8 +324,8 @@ class Session:
                     raise
                 return
 
-    def _has_unfinished(self) -> bool:
-        return any(one.unfinished for one in list(self._held.values()))
+    def _has_unfinished(self, but: int | None = None) -> bool:
+        return any(one.unfinished and one.number != but for one in list(self._held.values()))
 
     def _hand_over(self, fate: str) -> None:
         """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
@@ -325,8 +333,6 @@ class Session:
         assert connection is not None
         for task, key in self._task_keys.items():
             connection.send(declaration_frame(task, key))
-        if self._blobs is not None:
-            self._blobs.hold_again()
         token = next(self._tokens)
         self._handover.begin(connection, token, list(self._held.values()))
         connection.wait_until(lambda: token in self._answers)
@@ -363,6 +369,11 @@ class Session:
 
             self._blobs = ClientBlobs(self._the_app(), self._connect, self._send_now, self._is_sending)
         return self._blobs
+
+    def _close_blobs(self, is_alone: bool) -> None:
+        blobs, self._blobs = self._blobs, None
+        if blobs is not None:
+            blobs.close(is_alone)
 
     def _send_now(self, message: bytes) -> bool:
         connection = self._connection
@@ -444,7 +455,7 @@ class Session:
     def _send_again(self, batch: Batch, message: bytes, lost: Connection) -> None:
         """See to it that another supervisor has a batch that may not have reached one."""
         while True:
-            self._take_up(lost)
+            self._take_up(lost, batch.id)
             if batch.id in self._handover.told:
                 return
             lost = self._live_connection()

@@ -126,6 +126,10 @@ class Reader:
         rows = self._rows(queries.COUNT_SHELVED, ())
         return int(rows[0][0]) if rows else 0
 
+    def blobs(self) -> set[bytes]:
+        """The names of the blobs that unfinished calls and results refer to."""
+        return {row[2] for row in self._rows(queries.BLOBS, ())}
+
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         connection = self._connection()
         if connection is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc.blobs.budget import Budget
-from pynenc.blobs.directory import MAX_EXCESS, BlobDirectory, Segment
+from pynenc.blobs.directory import MAX_EXCESS, TOKEN_BYTES, BlobDirectory, Segment
 from pynenc.blobs.references import Reference, from_column, split_results
 from pynenc.protocol.messages import Results, invocation_number
 from pynenc.state_backend.store import Store
@@ -220,14 +220,15 @@ class Blobs:
         }
 
     def close(self) -> None:
-        """Keep what calls and results refer to in files, and take away all else."""
+        """Keep what calls and results refer to in files, and take away all else but what clients have that live."""
         for thread in [*self._helpers, *([self._mover] if self._mover is not None else [])]:
             thread.join()
         for name in list(self._references.sizes):
             if self._references.are_kept(name):
                 self._move(name)
+        living = self._directory.living_writers(workers=False)  # They may be about to start another supervisor.
         for name in list(self._directory.blobs()):
-            if name not in self._references or not self._references.are_kept(name):
+            if not self._references.are_kept(name) and name[:TOKEN_BYTES] not in living:
                 self._directory.free(name)
         self._directory.remove_all()
 
@@ -244,7 +245,7 @@ class Blobs:
                 continue
             if living is None:
                 living = self._directory.living_writers()
-            if not any(name.startswith(token) for token in living) and self._directory.free(name):
+            if name[:TOKEN_BYTES] not in living and self._directory.free(name):
                 self._gone[name] = None
         if living is not None:
             self._recycle()

@@ -133,7 +133,7 @@ def main(
         settings["app_id"], settings["address"], bytes.fromhex(settings["key"]), settings["database"]
     )
     context.databases[settings["database"]] = None
-    writer = Writer(BlobDirectory(settings["database"]), settings["blob_memory_bytes"])
+    writer = Writer(BlobDirectory(settings["database"]), settings["blob_memory_bytes"], is_worker=True)
     freezer = Freezer(writer, settings["blob_threshold_bytes"])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -41,7 +41,7 @@ class Audit:
     Args:
         database: The state backend's.
         ledger: What ran.
-        accepted: Files of what clients were told is accepted, and what is to come out.
+        accepted: Files of what clients were told is accepted, and what is to come out; whether the client was killed.
         kills: What was killed.
         survivors: The pids of the clients that were not killed.
         all_finished: Whether everything has to have an outcome, whoever has died.
@@ -55,7 +55,7 @@ class Audit:
         self,
         database: str,
         ledger: Path,
-        accepted: list[Path],
+        accepted: dict[Path, bool],
         kills: list[Kill],
         survivors: set[int],
         all_finished: bool,
@@ -66,8 +66,8 @@ class Audit:
         self._kills = kills
         self._known: set[str] = set()
         self._outcomes = self._read_outcomes(database, survivors, all_finished)
-        for path in accepted:
-            self._check_accepted(path)
+        for path, was_killed in accepted.items():
+            self._check_accepted(path, was_killed)
         self._check_successes_ran()
         self._check_reruns()
 
@@ -109,8 +109,11 @@ class Audit:
         reader.close()
         return outcomes
 
-    def _check_accepted(self, path: Path) -> None:
-        for line in path.read_text().splitlines() if path.exists() else []:
+    def _check_accepted(self, path: Path, was_killed: bool) -> None:
+        *lines, last = (path.read_text() if path.exists() else "").split("\n")
+        if last and not was_killed:
+            self._complain(f"{path} ends in the middle of a line, and nobody killed its writer")
+        for line in lines:
             name, _, told = line.partition(" ")
             expected, found = json.loads(told), self._outcomes.get(name, MISSING)
             self.counts["accepted"] += 1

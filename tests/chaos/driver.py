@@ -250,9 +250,8 @@ class Chaos:
 
     def _audit(self, all_finished: bool) -> Audit:
         database = paths_of(self._app.conf.state_path, self._app.app_id).database
-        clients = [*self._clients, *self._gone]
         survivors = {client.process.pid for client in self._clients}
-        accepted = [client.accepted for client in clients]
+        accepted = {client.accepted: client not in self._clients for client in [*self._clients, *self._gone]}
         return Audit(database, self._ledger, accepted, self._kills, survivors, all_finished)
 
 

@@ -6,6 +6,7 @@
 | worker | it has written a large result and not shipped it | the call is run again | nothing |
 | supervisor | large arguments are queued, results are held | a pause; all results | nothing |
 | script | calls with large arguments are under way | (it is gone) | nothing |
+| supervisor | it ends, or is killed, while scripts hold or are about to send large values | nothing | what those hold |
 | all at once | the same | the next start frees what nobody needs | nothing, after it |
 """
 
@@ -16,10 +17,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from pynenc.blobs.directory import BlobDirectory
 from tests import large, tasks
@@ -37,10 +40,18 @@ def count_of_blobs() -> int:
     return len(list(directory().blobs()))
 
 
-def kill_supervisor() -> None:
+def supervisor() -> psutil.Process:
     report = tasks.app.report()
     assert report is not None
-    psutil.Process(report["pid"]).kill()
+    return psutil.Process(report["pid"])
+
+
+def kill_supervisor() -> None:
+    supervisor().kill()
+
+
+def all_gone() -> bool:
+    return not own_processes(os.environ["PYNENC_TEST_MARKER"])
 
 
 def test_a_worker_that_dies_with_a_large_result_in_hand_leaves_nothing(tmp_path: Path) -> None:
@@ -109,6 +120,48 @@ def test_what_was_not_committed_is_sent_again_with_its_large_arguments() -> None
     wait_until(lambda: count_of_blobs() == 0, "all is freed")
 
 
+def test_a_supervisor_that_ends_leaves_what_others_are_about_to_send() -> None:
+    """Between two supervisors of its own a script may miss one that another script starts and lets end."""
+    tasks.add(1).result  # noqa: B018
+    killed = supervisor()
+    killed.suspend()
+    invocations = [large.total(VALUES * one) for one in range(4)]
+    killed.kill()
+    program = "from tests import tasks; tasks.use_fresh_configuration(); assert tasks.add(1, 2).result == 3"
+    subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, timeout=40)
+    wait_until(all_gone, "the other supervisor has ended")
+    assert count_of_blobs() == 4
+    assert [one.result for one in invocations] == [VALUES.sum() * one for one in range(4)]
+    wait_until(lambda: count_of_blobs() == 0, "all is freed")
+
+
+@pytest.mark.parametrize("end", [psutil.Process.kill, psutil.Process.terminate])
+def test_a_reference_outlives_supervisors(end: Callable[[psutil.Process], None]) -> None:
+    reference = tasks.app.put(VALUES)
+    for _ in range(2):
+        end(supervisor())
+        wait_until(all_gone, "it has ended")
+        assert large.total(reference).result == VALUES.sum()
+    reference.release()
+    wait_until(lambda: count_of_blobs() == 0, "it is freed")
+
+
+def test_a_script_without_supervisor_takes_its_blobs_away_when_it_ends() -> None:
+    reference = tasks.app.put(VALUES)
+    result = large.doubled(VALUES)
+    result.wait()
+    kill_supervisor()
+    wait_until(all_gone, "it has ended")
+    assert count_of_blobs() == 2
+    tasks.close()
+    assert count_of_blobs() == 1, "the result is kept"
+    reference.release()
+    tasks.app.purge()
+    tasks.close()
+    wait_until(all_gone, "all have ended")
+    assert not os.path.exists(directory().memory)
+
+
 def test_after_the_death_of_all_the_next_start_frees_what_nobody_needs(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     program = (
@@ -131,7 +184,7 @@ def test_after_the_death_of_all_the_next_start_frees_what_nobody_needs(tmp_path:
     script.wait()
     os.kill(int(pid), signal.SIGKILL)
     script.communicate()
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all are dead")
+    wait_until(all_gone, "all are dead")
     assert count_of_blobs() == 7
     started = tasks.add(1)  # It may have to wait for those that are taken up.
     tasks.app._cluster.sync()

@@ -37,6 +37,13 @@ def all_gone() -> bool:
     return not own_processes(os.environ["PYNENC_TEST_MARKER"])
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def start(directory: Path, script: str, **environment: str) -> subprocess.Popen[str]:
     """Run a script that makes calls."""
     (directory / "script.py").write_text("import os, signal, sys\nfrom tests import left, tasks\n" + script)
@@ -250,15 +257,21 @@ def test_resuming_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     assert not resumed.wait(0.05)
     report = tasks.app.report()
     assert report is not None
-    killer = threading.Timer(0.1, psutil.Process(report["pid"]).kill)
-    killer.start()
-    opener = threading.Timer(0.5, (tmp_path / "gate").touch)
-    opener.start()
+    serving = psutil.Process(report["pid"])
+
+    def replace() -> None:
+        killed = [serving, *serving.children(recursive=True)]
+        serving.kill()
+        # A worker that outlives it for a moment must not see the gate open: what it ran then would run again.
+        wait_until(lambda: not any(map(is_alive, killed)), "it is gone with its workers")
+        (tmp_path / "gate").touch()
+
+    replacing = threading.Timer(0.1, replace)
+    replacing.start()
     assert resumed.wait(30)
+    replacing.join()
     assert sum(one.succeeded for one in resumed.counts) == MARKS + 2
     assert lines_of(log) == list(range(MARKS))
-    killer.join()
-    opener.join()
 
 
 def test_what_calls_had_made_is_made_anew_and_not_run_as_well(tmp_path: Path) -> None:
