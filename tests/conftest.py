@@ -47,6 +47,39 @@ def wait_until(done: Callable[[], bool], what: str, seconds: float = GONE_S) -> 
         threading.Event().wait(0.005)
 
 
+class Lateness:
+    """How much later than it asked a thread is woken here: what a machine with much else to do takes, nobody has promised.
+
+    Attributes:
+        worst_s: The latest that was seen while this was entered, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.worst_s = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="lateness")
+
+    def _watch(self) -> None:
+        asked_s, is_over = 0.005, False
+        while not is_over:
+            began = time.monotonic()
+            is_over = self._is_over.wait(asked_s)
+            self.worst_s = max(self.worst_s, time.monotonic() - began - asked_s)
+
+    def __enter__(self) -> Lateness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    @property
+    def of_all_s(self) -> float:
+        """How late a message is at most that goes from process to process and back: each of them may be woken late."""
+        return 6 * self.worst_s
+
+
 def own_processes(marker: str) -> list[psutil.Process]:
     """Processes of pynenc that this test started, found by the environment variable that marks them."""
     found = []
@@ -94,6 +127,13 @@ def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         shutil.rmtree(temporary)
+
+
+@pytest.fixture
+def lateness() -> Iterator[Lateness]:
+    """Watches how busy this machine is while a test runs."""
+    with Lateness() as watched:
+        yield watched
 
 
 @pytest.fixture
