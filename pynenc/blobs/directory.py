@@ -84,6 +84,10 @@ class BlobDirectory:
         """Where a blob lies in shared memory."""
         return os.path.join(self.memory, name.hex())
 
+    def path_of_freed(self, name: bytes) -> str:
+        """Where the memory of a freed blob lies until nobody maps it."""
+        return os.path.join(self.memory, f"gone-{name.hex()}")
+
     def path_in_files(self, name: bytes) -> str:
         """Where a blob lies as a file."""
         return os.path.join(self.files, name.hex())
@@ -127,7 +131,7 @@ class BlobDirectory:
         Nobody opens a freed blob any more, since its name is gone. So what nobody has open now nobody will, and it can be
         written over. The kernel grants a write lease only then.
         """
-        gone = os.path.join(self.memory, f"gone-{name.hex()}")
+        gone = self.path_of_freed(name)
         try:
             fd = os.open(gone, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -223,7 +227,7 @@ class BlobDirectory:
     def leave_memory(self, name: bytes) -> bool:
         """Free the memory of a blob that lies in a file, too; whether it had any."""
         try:
-            os.rename(self.path_in_memory(name), os.path.join(self.memory, f"gone-{name.hex()}"))
+            os.rename(self.path_in_memory(name), self.path_of_freed(name))
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True

@@ -1,14 +1,8 @@
-"""Reading blobs: they are mapped read-only, and what is made of them keeps its mapping alive. Runs in clients and workers.
-
-The mapping is made by the system call itself: Python's `mmap` keeps a descriptor open for each one, so a list of a thousand
-arrays would use them up.
-"""
+"""Reading blobs: they are mapped read-only, and what is made of them keeps its mapping alive. Runs in clients and workers."""
 
 from __future__ import annotations
 
 import ctypes
-import errno
-import mmap
 import os
 import pickle
 import weakref
@@ -17,13 +11,12 @@ from typing import Any
 
 from pynenc import context
 from pynenc.blobs.directory import BlobDirectory
+from pynenc.blobs.mapping import map_file, unmap
 from pynenc.blobs.references import Reference, from_column
 from pynenc.exceptions import BlobLostError
 
 _directories: dict[str, BlobDirectory] = {}
 _mapped: weakref.WeakValueDictionary[bytes, Any] = weakref.WeakValueDictionary()
-_libc: Any = None
-_FAILED = ctypes.c_void_p(-1).value
 
 
 class Recent:
@@ -132,11 +125,11 @@ def _map(reference: Reference) -> Any:
         try:
             if os.fstat(fd).st_size < reference.size:
                 break  # Cut off by somebody else; touching what is missing would end this process.
-            address = _mmap(fd, reference.size)
+            address = map_file(fd, reference.size)
         finally:
             os.close(fd)
         mapped = _kind_of(reference.size).from_address(address)
-        weakref.finalize(mapped, _munmap, address, reference.size).atexit = False
+        weakref.finalize(mapped, unmap, address, reference.size).atexit = False
         return mapped
     raise BlobLostError(reference.name.hex(), reference.size)
 
@@ -145,33 +138,3 @@ def _map(reference: Reference) -> Any:
 def _kind_of(size: int) -> Any:
     # A class of its own, since arrays of ctypes themselves have no weak references.
     return type("Mapped", (ctypes.c_ubyte * size,), {})
-
-
-def _system() -> Any:
-    global _libc
-    if _libc is None:
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.mmap.restype = ctypes.c_void_p
-        _libc.mmap.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_size_t,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_int,
-            ctypes.c_long,
-        ]
-        _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return _libc
-
-
-def _mmap(fd: int, size: int) -> int:
-    address: int = _system().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-    if address == _FAILED:
-        number = ctypes.get_errno()
-        hint = "; too many large values are held at once (vm.max_map_count)" if number == errno.ENOMEM else ""
-        raise OSError(number, f"{os.strerror(number)}: a large value of {size:,} bytes cannot be mapped{hint}")
-    return address
-
-
-def _munmap(address: int, size: int) -> None:
-    _system().munmap(address, size)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc.blobs.budget import Budget
 from pynenc.blobs.directory import MAX_EXCESS, TOKEN_BYTES, BlobDirectory, Segment
+from pynenc.blobs.mapping import MIN_HUGE_BYTES
 from pynenc.blobs.references import Reference, from_column, split_results
 from pynenc.protocol.messages import Results, invocation_number
 from pynenc.state_backend.store import Store
@@ -36,6 +38,12 @@ TIDY_S = 0.05
 
 MOST_TIDY_S = 1.0
 """How often they are looked at in the long run; and after how long warm segments that nobody takes are given back."""
+
+USES_BEFORE_HUGE = 2
+"""A segment that was freed so often is moved into huge pages: it will be used again."""
+
+MOST_COUNTED = 4096
+"""Of so many segments it is known how often they were freed."""
 
 MOVING_S = 0.02
 """How often it is looked at how far moving to files has come."""
@@ -77,6 +85,8 @@ class Blobs:
         self._mover: threading.Thread | None = None
         self._moved: list[bytes] = []
         self._helpers: list[threading.Thread] = []
+        self._uses: dict[int, int] = {}
+        self._has_huge_pages = sys.platform == "linux"
         self._last_size = 0
         self._wanted = 0
         self._take_over()
@@ -192,6 +202,8 @@ class Blobs:
         for name in freed:
             if name not in self._references and self._directory.free(name):
                 self._gone[name] = None
+                if self._has_huge_pages:
+                    self._count_use(name)
         if freed:
             self._is_quiet = False
             self._recycle()
@@ -261,6 +273,32 @@ class Blobs:
             surplus.append(segments.pop())
             excess -= surplus[-1].size
         self._remove(surplus)
+
+    def _count_use(self, name: bytes) -> None:
+        """A blob was freed: have its segment moved into huge pages if it has come back already."""
+        try:
+            fd = os.open(self._directory.path_of_freed(name), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # A writer has taken it already.
+        found = os.fstat(fd)
+        uses = self._uses.get(found.st_ino, 0) + 1
+        if len(self._uses) > MOST_COUNTED:
+            self._uses.clear()
+        self._uses[found.st_ino] = uses
+        if uses == USES_BEFORE_HUGE and found.st_size >= MIN_HUGE_BYTES:
+            self._help(self._make_huge, fd)  # As long as it is open nobody writes it over.
+        else:
+            os.close(fd)
+
+    def _make_huge(self, fd: int) -> None:
+        from pynenc.blobs.mapping import make_huge
+
+        try:
+            self._has_huge_pages = make_huge(fd)
+        except OSError:
+            self._has_huge_pages = False
+        finally:
+            os.close(fd)
 
     def _tidy_in(self, seconds: float) -> None:
         if not self._tidy_s:

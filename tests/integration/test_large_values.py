@@ -16,6 +16,7 @@ import pytest
 
 from pynenc import CycleDetectedError, RunnerError
 from pynenc.blobs.directory import BlobDirectory
+from pynenc.blobs.mapping import HUGE_BYTES
 from pynenc.cli.show import blobs_in_words
 from pynenc.exceptions import BlobLostError
 from tests import large, tasks
@@ -269,6 +270,15 @@ def test_segments_are_used_again_and_given_back_later() -> None:
         assert large.total(VALUES + one).result == VALUES.sum() + one * COUNT
     assert blobs()["memory_bytes"] <= 5 * LARGE
     wait_until(lambda: blobs()["memory_bytes"] == 0, "warm segments are given back")
+
+
+def test_segments_that_come_back_hold_what_was_written_last() -> None:
+    """They are moved into huge pages while others write to them."""
+    count = 3 * HUGE_BYTES // 8
+    sums = large.total.stream(((np.full(count, float(one)), one) for one in range(120)), in_flight=3)
+    assert list(sums) == [one * count + one for one in range(120)]
+    for one in range(10):
+        assert large.total(np.full(count, float(one))).result == one * count
 
 
 def test_what_is_mapped_is_never_written_over() -> None:

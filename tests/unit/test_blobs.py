@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pynenc.blobs import budget, directory, reading
 from pynenc.blobs.budget import Budget, memory_budget, usable_memory_bytes
 from pynenc.blobs.directory import BlobDirectory
 from pynenc.blobs.freezing import Freezer, holds_large_bytes
+from pynenc.blobs.mapping import HUGE_BYTES, MIN_HUGE_BYTES, make_huge
 from pynenc.blobs.references import Reference, from_column, refers, split_results, to_column, with_references
 from pynenc.blobs.writing import Writer
 from pynenc.exceptions import BlobLostError, ProtocolError, SerializationError
@@ -135,6 +137,41 @@ def test_a_segment_is_recycled_only_when_nobody_maps_it(place: BlobDirectory, wr
     smaller = writer.write(memoryview(LARGE[1000:]))
     assert place.segments() == []
     assert bytes(reading.view_of(smaller)) == LARGE[1000:]
+
+
+def pages_of(address: int) -> dict[str, int]:
+    """What the system says of the mapping that begins at an address, in KiB."""
+    begins, found = f"{address:x}-", {}
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(begins):
+            for entry in lines:
+                name, value, *unit = entry.split()
+                if unit != ["kB"]:
+                    return found
+                found[name.rstrip(":")] = int(value)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux moves pages")
+@pytest.mark.parametrize("size", [MIN_HUGE_BYTES, 3 * HUGE_BYTES + 12_345])
+def test_a_segment_in_huge_pages_holds_the_same_bytes(place: BlobDirectory, writer: Writer, size: int) -> None:
+    values = np.random.default_rng(size).bytes(size)
+    reference = writer.write(memoryview(values))
+    seen = reading.view_of(reference)
+    with open(place.path_in_memory(reference.name), "r+b") as file:
+        is_huge = make_huge(file.fileno())
+    assert seen == values
+    view = np.frombuffer(seen, np.uint8)
+    address = reading.address_of(seen)
+    assert address % HUGE_BYTES == 0
+    if is_huge and (huge := pages_of(address).get("ShmemPmdMapped")) is not None:
+        assert view.sum(dtype=int) == sum(values)
+        assert huge * 1024 in (0, size // HUGE_BYTES * HUGE_BYTES)  # The system may have had no huge page to give.
+    with open(place.path_in_memory(reference.name), "r+b") as file:
+        file.write(b"other")
+    assert bytes(seen[:5]) == b"other"
+    assert seen[5:] == values[5:]
 
 
 def test_a_segment_that_was_made_ready_serves_the_next_blob(place: BlobDirectory, writer: Writer) -> None:
