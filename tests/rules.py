@@ -205,6 +205,22 @@ def wait_too_long(at: str, gate: str) -> None:
     hold(at, gate).result  # noqa: B018
 
 
+@app.task(timeout=0.3)
+def stay(log: str) -> None:
+    append(log, "stays")
+    time.sleep(60)
+
+
+@app.task
+def wait_for_one_that_stays(log: str) -> str:
+    append(log, "waits")
+    try:
+        stay(log).result  # noqa: B018
+    except TaskTimeoutError:
+        return "it was late"
+    return "it came"
+
+
 @app.task
 def call_itself(x: int) -> int:
     return call_itself(x=x).result

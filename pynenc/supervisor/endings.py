@@ -108,7 +108,12 @@ class Endings:
         started = now - worker.ran_s if lost.ran else now
         task = self._tasks[lost.task]
         call = format_invocation_id(invocation_number(lost.batch, lost.index))
-        if lost.ran and worker.concurrent:
+        if lost.late_on_top:
+            what = (
+                f"the worker (pid {worker.pid}) was ended because a call that this one waited for ran in it, too, and took longer "
+                f"than its option timeout allows (task {task.task_id}; with more spare_workers it has one of its own)"
+            )
+        elif lost.ran and worker.concurrent:
             what = (
                 f"the worker (pid {worker.pid}) {worker.death} while it ran this call of task {task.task_id}, perhaps "
                 "among others"

@@ -372,7 +372,12 @@ class KeepOutcome(NamedTuple):
 
 
 class FailLost(NamedTuple):
-    """Fail a call whose worker died: `losses` times, and too often, or `may_rerun` is false; `ran`: it was running then."""
+    """Fail a call whose worker died: `losses` times, and too often, or `may_rerun` is false.
+
+    Attributes:
+        ran: Whether it was running then.
+        late_on_top: Whether a call that it waited for ran in the same worker, and took too long.
+    """
 
     worker: int
     task: int
@@ -382,6 +387,7 @@ class FailLost(NamedTuple):
     losses: int
     ran: bool
     may_rerun: bool
+    late_on_top: bool = False
 
 
 class EndCalls(NamedTuple):

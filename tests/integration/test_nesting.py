@@ -76,6 +76,26 @@ def test_a_call_that_waits_has_its_time_limit_too(tmp_path: Path, workers: int) 
     assert [change.status for change in above.history] == ["REGISTERED", "RUNNING", "PAUSED", "FAILED"]
 
 
+def test_a_call_sees_that_one_which_it_waits_for_takes_too_long(tmp_path: Path) -> None:
+    """That one is ended with its worker, so it runs in another one."""
+    log = tmp_path / "log"
+    assert rules.wait_for_one_that_stays(str(log)).get(timeout=30) == "it was late"
+    assert log.read_text().split() == ["waits", "stays"]
+
+
+def test_without_spare_workers_what_waits_for_one_that_takes_too_long_does_not_run_for_ever(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    tasks.app.config_values["spare_workers"] = 0
+    tasks.app.conf.num_workers = 1
+    try:
+        error = rules.wait_for_one_that_stays(str(log)).exception
+    finally:
+        del tasks.app.config_values["spare_workers"]
+    assert isinstance(error, WorkerLostError)
+    assert "with more spare_workers it has one of its own" in str(error)
+    assert log.read_text().split() == ["waits", "stays"] * 2
+
+
 def test_a_history_tells_of_waits_and_of_dead_workers(tmp_path: Path) -> None:
     waited = rules.chain(1)
     assert waited.result == 1

@@ -236,6 +236,7 @@ class Leasing(Arrivals):
 
         The call on top of each worker runs, or waits for one that is queued, which it then runs itself, or for one that
         lies in another worker, and so on: there is always one that runs, unless calls wait for each other in a circle.
+        What has a time limit runs in a worker of its own if there can be one: it may have to be ended with its worker.
         """
         effects: list[Effect] = []
         for number, worker in self.workers.items():
@@ -246,6 +247,8 @@ class Leasing(Arrivals):
                 task = self.tasks[batch.task]
                 if task.options.concurrency:
                     continue  # There are workers for it.
+                if task.options.timeout_s and self._can_run_apart():
+                    continue
                 count = max(1, int(SHORT_S / task.call_s)) if task.call_s else 1
                 calls = self.broker.take_of(awaited, batch.source, batch.priority, count)
                 if calls is not None:
@@ -257,6 +260,12 @@ class Leasing(Arrivals):
                     if worker.outstanding:
                         break
         return effects
+
+    def _can_run_apart(self) -> bool:
+        """Whether there is a worker with nothing to do, or may be one soon."""
+        may_be_added = self._count_able() < self._size and self._count_workers() < self._size + self._spares
+        idle = (worker for worker in self.workers.values() if worker.is_idle)
+        return may_be_added or self._joining > 0 or any(map(self._has_room, idle))
 
     def _put_first(self, number: int) -> None:
         """Calls that others wait for come before all others; the more wait, the earlier."""

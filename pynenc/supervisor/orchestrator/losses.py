@@ -5,9 +5,14 @@ from __future__ import annotations
 from pynenc.protocol.messages import DEFAULT_DELAY
 from pynenc.status import InvocationStatus
 from pynenc.supervisor.events import Effect, EndCalls, Ended, FailLost, WorkerLost
-from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased
+from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.leasing import Leasing
 from pynenc.supervisor.orchestrator.outcomes import transition
+
+
+def _ran_too_long_on_top(worker: WorkerLeases, waiting: Leased) -> bool:
+    """Whether a worker was ended because of a call that ran on top of this one, which waited."""
+    return worker.doomed is not None and worker.doomed[1] is Ended.TIMED_OUT and waiting.position < worker.doomed[0]
 
 
 class Losses(Leasing):
@@ -32,9 +37,10 @@ class Losses(Leasing):
                 if worker.doomed is not None and worker.doomed[0] == leased.position:
                     effects += self._doomed_call(at, leased, worker.doomed[1], paused[leased.position])
                 else:
-                    # It had begun; and if the calls it makes kill workers, it must not run for ever.
-                    blamed = at if worker.doomed is None and not loss.innocent else at._replace(position=0)
-                    effects += self._lost_call(blamed, leased, leased.position)
+                    # It had begun; and if the calls it makes kill workers, or take too long in each, it must not run for ever.
+                    late = _ran_too_long_on_top(worker, leased)
+                    blamed = at if late or (worker.doomed is None and not loss.innocent) else at._replace(position=0)
+                    effects += self._lost_call(blamed, leased, leased.position, late_on_top=late)
                 continue
             begun = min(max(loss.position + 1, leased.position), leased.end)
             if begun < leased.end:
@@ -95,7 +101,13 @@ class Losses(Leasing):
         return effects
 
     def _lost_call(
-        self, loss: WorkerLost, leased: Leased, position: int, in_company: bool = False, over_memory: bool = False
+        self,
+        loss: WorkerLost,
+        leased: Leased,
+        position: int,
+        in_company: bool = False,
+        over_memory: bool = False,
+        late_on_top: bool = False,
     ) -> list[Effect]:
         """Run a call again that had begun when its worker died, or fail it."""
         calls = leased.since(position).before(position + 1).calls
@@ -122,6 +134,7 @@ class Losses(Leasing):
                 losses,
                 ran,
                 task.options.rerun_on_worker_loss,
+                late_on_top,
             ),
             *self._failed(calls.batch, index, index + 1),
         ]

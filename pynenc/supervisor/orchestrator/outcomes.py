@@ -283,8 +283,7 @@ class Outcomes:
     def _fit_workers(self) -> list[Effect]:
         """Have as many workers that can run calls as processors are meant to be used, as long as there is work."""
         effects: list[Effect] = []
-        able = sum(not worker.is_waiting for worker in self.workers.values()) + self._joining
-        total = len(self.workers) + self._joining
+        able, total = self._count_able(), self._count_workers()
         most = self._size + self._spares
         if not able and any(worker.threads for worker in self.workers.values()):
             most = max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
@@ -299,6 +298,13 @@ class Outcomes:
             effects.append(RetireWorker(number))
             able, total = able - 1, total - 1
         return effects
+
+    def _count_able(self) -> int:
+        """How many workers can run calls that nobody waits for, or are about to."""
+        return sum(not worker.is_waiting for worker in self.workers.values()) + self._joining
+
+    def _count_workers(self) -> int:
+        return len(self.workers) + self._joining
 
     def _requeue(self, number: int, taken: list[Leased]) -> list[Effect]:
         """Queue calls again that were taken out of a worker's hands."""
