@@ -34,6 +34,8 @@ def _wait(resumed: Resumed) -> None:
 
     columns = (TextColumn("resumed calls"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
+    if not console.is_terminal:
+        console.print(f"waiting for {resumed.calls:,} calls", highlight=False)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         shown = progress.add_task("", total=resumed.calls)
         while not resumed.wait(SHOWN_EVERY_S if console.is_terminal else None):

@@ -64,10 +64,10 @@ def supervisor() -> psutil.Process:
     return psutil.Process(report["pid"])
 
 
-def resume(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+def resume(directory: Path, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pynenc", "--app", "tests.tasks.app", "resume", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "80"}
-    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def leave_marks(directory: Path, way: str) -> Path:
@@ -242,8 +242,9 @@ def test_resume_tells_of_failures_and_goes_on_in_the_background(tmp_path: Path) 
     wait_until(all_gone, "all have ended")
     out, _ = resume(tmp_path, "--no-wait").communicate(timeout=40)
     assert out == "app 'tests': 10 calls go on\n"
-    waiting = resume(tmp_path)  # They are under way already.
-    wait_until(lambda: (tasks.app.report() or {}).get("clients", 0) == 2, "it waits for them")
+    waiting = resume(tmp_path, stderr=subprocess.PIPE)  # They are under way already.
+    assert waiting.stderr is not None
+    assert waiting.stderr.readline() == "waiting for 10 calls\n"
     Path(gate).touch()
     waiting.communicate(timeout=40)
     assert waiting.returncode == 1
