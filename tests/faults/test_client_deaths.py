@@ -252,10 +252,11 @@ def test_resume_tells_of_failures_and_goes_on_in_the_background(tmp_path: Path) 
 
 def test_resuming_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     log = leave_marks(tmp_path, "all are killed")
-    (tmp_path / "gate").unlink()
+    for path in [tmp_path / "gate", *tmp_path.glob("begun*")]:
+        path.unlink()
     resumed = tasks.app.resume()
     assert resumed.calls == MARKS + 2
-    assert not resumed.wait(0.05)
+    wait_until(lambda: len(list(tmp_path.glob("begun*"))) == 2, "both workers are busy")
     report = tasks.app.report()
     assert report is not None
     serving = psutil.Process(report["pid"])
