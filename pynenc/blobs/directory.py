@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -33,6 +34,9 @@ _HEX = frozenset("0123456789abcdef")
 
 _F_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
 COPY_BYTES = 1 << 24
+
+_LOOK = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+"""To open a file on which somebody has a lease would wait for that one, who may be stopped."""
 
 MAX_EXCESS = 2
 """A warm segment serves if it is at most so many times as large as the blob."""
@@ -133,9 +137,11 @@ class BlobDirectory:
         """
         gone = self.path_of_freed(name)
         try:
-            fd = os.open(gone, os.O_RDWR | os.O_CLOEXEC)
+            fd = self.open_freed(name)
         except FileNotFoundError:
             return True
+        except OSError:
+            return False  # Somebody else is just looking, or no descriptors are left: later.
         try:
             is_unused = _is_unused(fd)
             size = os.fstat(fd).st_size
@@ -149,6 +155,14 @@ class BlobDirectory:
         with contextlib.suppress(FileNotFoundError):  # Somebody else did it just now.
             os.rename(gone, os.path.join(self.memory, f"free-{size}-{name.hex()}"))
         return True
+
+    def open_freed(self, name: bytes) -> int:
+        """An open file of a freed blob, which is not recycled as long as it is open.
+
+        Raises:
+            OSError: It is recycled already, or just now, or no descriptors are left.
+        """
+        return os.open(self.path_of_freed(name), _LOOK)
 
     def recycle_all(self) -> None:
         """Make warm segments of all freed blobs that nobody maps any more."""
@@ -355,6 +369,8 @@ def _is_unused(fd: int) -> bool | None:
     if _F_SETLEASE is None:
         return None
     try:
+        # Whoever opens the file in between is told of by a signal, and the usual one, SIGIO, would end this process.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:
@@ -370,6 +386,8 @@ def _is_held(path: str) -> bool:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
+    except OSError:
+        return True  # No descriptors are left, so nobody knows.
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _unlink(path)

@@ -16,7 +16,11 @@ Value = TypeVar("Value")
 class HeldReference(Reference):
     """A reference that keeps alive what holds its blob, until it has been sent."""
 
-    holder: BlobRef[Any]
+    hold: Hold
+
+
+class Hold:
+    """Keeps a value in shared memory as long as it lives: for a `BlobRef`, and for calls that were not sent yet."""
 
 
 class BlobRef(Generic[Value]):
@@ -35,9 +39,11 @@ class BlobRef(Generic[Value]):
     ) -> None:
         self._frozen = frozen
         self._references = references
-        self._finalizer = finalize(self, release, references) if release is not None else None
-        if self._finalizer is not None:
-            self._finalizer.atexit = False  # The client's end releases everything.
+        self._hold: Hold | None = None
+        self._is_released = False
+        if release is not None:
+            self._hold = Hold()
+            finalize(self._hold, release, references).atexit = False  # The client's end releases everything.
 
     @property
     def value(self) -> Value:
@@ -50,8 +56,8 @@ class BlobRef(Generic[Value]):
 
     def release(self) -> None:
         """Let go of it: it is freed as soon as no unfinished call uses it. It cannot be used for further calls."""
-        if self._finalizer is not None:
-            self._finalizer()
+        self._is_released = self._is_released or self._hold is not None
+        self._hold = None
 
     def __enter__(self) -> BlobRef[Value]:
         return self
@@ -66,11 +72,12 @@ class BlobRef(Generic[Value]):
                 "a BlobRef can be an argument of a call, for which it stands for its value, and nothing else: "
                 "return the value itself"
             )
-        if self._finalizer is not None and not self._finalizer.alive:
+        if self._is_released:
             raise TypeError("this BlobRef was released: put the value again")
         for reference in self._references:
             held = HeldReference(*reference)
-            held.holder = self
+            if self._hold is not None:
+                held.hold = self._hold
             blobs.append(held)
         return value_of, (bytes(self._frozen),)
 

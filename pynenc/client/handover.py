@@ -40,13 +40,11 @@ class Handover:
         self._uncommitted.pop(number, None)
         self._committed.discard(number)
 
-    def committed_up_to(self, last: int) -> None:
-        """The supervisor says which batches are committed."""
-        for number in list(self._uncommitted):
-            if number > last:
-                break  # They are in the order in which they were sent; what came out of order is told of later.
-            self._committed.add(number)
-            self._uncommitted.pop(number, None)
+    def are_committed(self, numbers: Iterable[int]) -> None:
+        """The supervisor says that these batches are committed."""
+        for number in numbers:
+            if self._uncommitted.pop(number, None) is not None:
+                self._committed.add(number)
 
     # When another supervisor takes over.
 
@@ -79,7 +77,7 @@ class Handover:
             may_rerun: Whether the calls of a batch may run again.
             lose: Told of each batch that cannot be sent again, and why.
         """
-        for number in self.offered.difference(unknown):
+        for number in self.offered.intersection(self.told).difference(unknown):
             answers[number] = {"reused": []}  # It had been taken.
         for number in unknown:
             batch = self._uncommitted.get(number)

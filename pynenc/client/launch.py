@@ -15,7 +15,7 @@ import socket
 import stat
 from typing import Any, NamedTuple
 
-from pynenc.exceptions import RunnerError
+from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.system.boot import Started, boot_path, start_module
 from pynenc.system.lock import FileLock
 
@@ -222,6 +222,9 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
         process.kill()
         raise
     if not told:
+        status = process.wait()
+        if status is not None and os.WIFSIGNALED(status):
+            raise SupervisorLostError(f"the supervisor was killed by signal {os.WTERMSIG(status)} while it started")
         raise RunnerError(f"the supervisor ended while it started; its log tells why: {paths.log}")
     answer = json.loads(told)
     if "error" in answer:

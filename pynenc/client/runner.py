@@ -165,8 +165,14 @@ class ClusterRunner(Asking):
         number = submission.number
         self._handover.offered.add(number)
         self._send_packed(task, submission, packed, group)
-        self._wait_through(self._live_connection(), lambda: number in self._answers, None)
+        self._wait_through(
+            self._live_connection(), lambda: number in self._answers or not submission.runner.runs_calls, None
+        )
         self._handover.offered.discard(number)
+        if number not in self._answers:
+            submission.runner.wait_until(
+                lambda: False
+            )  # Its supervisor died, and it may not be offered again: this says so.
         reused = self._answers.pop(number)["reused"]
         if not reused:
             return submission, []

@@ -22,6 +22,7 @@ from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     BATCH_NUMBER_BITS,
+    MAX_BATCH,
     NO_INVOCATION,
     Batch,
     Failure,
@@ -31,6 +32,7 @@ from pynenc.protocol.messages import (
     json_from,
     number_frame,
     number_from,
+    numbers_from,
 )
 from pynenc.runner import RemoteRunner, Submission
 
@@ -483,7 +485,7 @@ class Session:
                 submission.add_failure(failure)
                 self._outcome_came(submission)
         elif kind == Kind.COMMITTED:
-            self._handover.committed_up_to(number_from(body))
+            self._handover.are_committed(numbers_from(body, MAX_BATCH))
         elif kind == Kind.SYNCED:
             self._synced = max(self._synced, number_from(body))
         elif kind == Kind.NOTICE:

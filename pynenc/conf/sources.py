@@ -180,7 +180,14 @@ def check_environment() -> None:
 
 def project_directory() -> str:
     """The nearest directory at or above the working directory that is the top of a project; else the working directory."""
-    start = os.getcwd()
+    try:
+        start = os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the working directory",
+            os.environ.get("PWD", "."),
+            "it is not there any more, and pynenc looks in it for its configuration: change to another",
+        ) from error
     at = start
     while True:
         if any(os.path.exists(os.path.join(at, name)) for name in PROJECT_FILES):

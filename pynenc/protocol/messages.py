@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.frames import frame
 
-VERSION = 1
+VERSION = 2
 """Processes of different protocol versions refuse each other."""
 
 INDEX_BITS = 10

@@ -181,7 +181,10 @@ class Retention:
 
     def _forget(self, batch: int, now: float, is_needed: Callable[[int], bool]) -> None:
         run = self._connection.execute
-        count, group, extras_bytes = run(queries.BATCH_TO_FORGET, (batch,)).fetchone()
+        found = run(queries.BATCH_TO_FORGET, (batch,)).fetchone()
+        if found is None:
+            return  # Everything was purged between two steps.
+        count, group, extras_bytes = found
         span = {"first": invocation_number(batch, 0), "last": invocation_number(batch + 1, 0) - 1}
         ended, last = run(queries.ENDED, span).fetchone()
         if ended != count:

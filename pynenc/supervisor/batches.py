@@ -5,7 +5,7 @@ from __future__ import annotations
 from pynenc.blobs.references import from_column
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.extras import Extras
-from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, Kind, json_frame, number_frame
+from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, Kind, json_frame, numbers_frame
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.blobs import Blobs
 from pynenc.supervisor.client import Client
@@ -69,10 +69,10 @@ class Batches:
             return
         extras = self._extras_of(batch)
         self._recovery.coming.add(batch.id)
-        client.uncommitted += 1
-        if client.uncommitted == COMMITTED_EVERY:
-            client.uncommitted = 0
-            self._delivery.after_commit(client.peer, number_frame(Kind.COMMITTED, batch.id))
+        client.uncommitted.append(batch.id)
+        if len(client.uncommitted) == COMMITTED_EVERY:
+            self._delivery.after_commit(client.peer, numbers_frame(Kind.COMMITTED, client.uncommitted))
+            client.uncommitted = []
         batch = batch._replace(task=task.number)
         # Groups are named by their first batch, so a client's own number is free to name its single calls.
         arrived = BatchArrived(batch.id, task.number, batch.count, batch.group or client.number, extras)

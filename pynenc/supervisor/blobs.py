@@ -277,9 +277,9 @@ class Blobs:
     def _count_use(self, name: bytes) -> None:
         """A blob was freed: have its segment moved into huge pages if it has come back already."""
         try:
-            fd = os.open(self._directory.path_of_freed(name), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return  # A writer has taken it already.
+            fd = self._directory.open_freed(name)
+        except OSError:
+            return  # A writer has taken it already, or no descriptors are left.
         found = os.fstat(fd)
         uses = self._uses.get(found.st_ino, 0) + 1
         if len(self._uses) > MOST_COUNTED:

@@ -16,7 +16,7 @@ class Client:
         is_worker: Whether it is a worker whose task calls tasks; nobody stays for its sake.
         tasks: Its own numbers of the tasks that it declared.
         unread: How many answers it may not have read yet.
-        uncommitted: How many batches came since it was told up to which they are committed.
+        uncommitted: The batches that came since it was told which are committed.
         backlog: Invocations whose outcomes wait in the state backend until it reads again.
         has_left: Whether it has said goodbye, or was interrupted.
         asks_only: Whether it makes no calls: it is welcome also while nothing is committed.
@@ -49,6 +49,7 @@ class Client:
         self.has_left = False
         self.peer = peer
         self.tasks: dict[int, Task] = {}
-        self.uncommitted = self.unread = 0
+        self.uncommitted: list[int] = []
+        self.unread = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
         self.needs: set[int] = set()

@@ -12,6 +12,7 @@ connection without ending is killed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -228,7 +229,8 @@ class Pool:
         self.loop.add(worker.peer)
         request = json_frame(Kind.SPAWN, worker=worker.number, slot=slot_number, concurrent=concurrent)
         # The fork server always reads, and requests are few and short: this never waits.
-        socket.send_fds(self._fork_server.connection, [request], [theirs.fileno()])
+        with contextlib.suppress(OSError):  # It has just died: that is read soon, and begins all workers anew.
+            socket.send_fds(self._fork_server.connection, [request], [theirs.fileno()])
         theirs.close()
         self._on_started(worker)
 

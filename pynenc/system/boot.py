@@ -34,10 +34,11 @@ class Started:
             os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
-    def wait(self) -> None:
-        """Wait until it has ended."""
+    def wait(self) -> int | None:
+        """Wait until it has ended; its status, as `os.waitpid` gives it, unless somebody else has taken that."""
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+            return os.waitpid(self.pid, 0)[1]
+        return None
 
 
 def start_module(

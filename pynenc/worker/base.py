@@ -65,8 +65,7 @@ class DeclaredTask:
         path: list[str] = self.context["sys_path"]
         if sys.path != path:
             sys.path[:] = path
-        if os.getcwd() != self.context["cwd"]:
-            os.chdir(self.context["cwd"])
+        os.chdir(self.context["cwd"])  # Wherever a call has left this process, perhaps in a directory that is gone.
         module_name, _, name = self.task_id.rpartition(".")
         importlib.invalidate_caches()
         task = getattr(importlib.import_module(module_name), name, None)

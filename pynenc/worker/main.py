@@ -7,6 +7,7 @@ import mmap
 import os
 import socket
 import sys
+import time
 from collections import deque
 from typing import Any
 
@@ -16,7 +17,7 @@ from pynenc.blobs.directory import BlobDirectory
 from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.writing import Writer
 from pynenc.protocol.messages import Kind, Lease
-from pynenc.protocol.slots import Slot
+from pynenc.protocol.slots import POSITION, STARTED, Slot
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
 from pynenc.worker.base import BaseWorker, Output, let_calls_leave
@@ -86,6 +87,8 @@ class Worker(BaseWorker):
             self.shipper.watch()
         self._kept.turn()
         declared = self._tasks[lease.task]
+        # To import its module and to unpickle what its calls share runs user code, of which this process may die.
+        self.slot.times[STARTED], self.slot.numbers[POSITION] = time.monotonic(), lease.position
         try:
             if declared.task is None:
                 declared.load()

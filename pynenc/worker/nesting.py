@@ -60,8 +60,10 @@ class Nesting:
             return self._run_until(connection, done, deadline)
         finally:
             shipper.ship()  # Once the slot says the waiting call again, it no longer tells that these were begun.
-            worker.switch(number_frame(Kind.RESUME, numbers[POSITION]), Kind.RESUMED)
-            numbers[POSITION], times[STARTED] = position, started
+            begun = numbers[POSITION]
+            # Before it is told: whoever is told looks into the slot for the call that goes on, which may have to be ended.
+            times[STARTED], numbers[POSITION] = started, position
+            worker.switch(number_frame(Kind.RESUME, begun), Kind.RESUMED)
             context.worker_running = running
             shipper.resume(suspended)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import sys
@@ -137,6 +138,32 @@ def test_a_segment_is_recycled_only_when_nobody_maps_it(place: BlobDirectory, wr
     smaller = writer.write(memoryview(LARGE[1000:]))
     assert place.segments() == []
     assert bytes(reading.view_of(smaller)) == LARGE[1000:]
+
+
+def test_whoever_looks_at_a_segment_while_another_does_harms_nobody(
+    place: BlobDirectory, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel signals whoever has a lease on a file when another one opens it."""
+    reference = writer.write(memoryview(LARGE))
+    assert place.free(reference.name)
+    child = os.fork()
+    if child == 0:
+        real = fcntl.fcntl
+
+        def look_meanwhile(fd: int, command: int, argument: int) -> Any:
+            done = real(fd, command, argument)
+            if argument == fcntl.F_WRLCK:
+                other = os.fork()
+                if other == 0:
+                    os._exit(1 if place.recycle(reference.name) else 0)  # Nor does it wait.
+                if os.waitpid(other, 0)[1]:
+                    os._exit(2)
+            return done
+
+        monkeypatch.setattr(fcntl, "fcntl", look_meanwhile)
+        os._exit(0 if place.recycle(reference.name) else 3)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(place.segments()) == 1
 
 
 def pages_of(address: int) -> dict[str, int]:

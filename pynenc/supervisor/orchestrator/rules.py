@@ -262,7 +262,13 @@ class Orchestrator(Recycling):
         calls = worker.outstanding[-1].calls
         effects += [*self._let_go(event.worker, calls), transition(calls, InvocationStatus.PAUSED, event.worker)]
         worker.pause(event.position + 1 < event.end, event.awaited, event.began)
-        return [*effects, PauseWorker(event.worker, worker.cut)]
+        effects.append(PauseWorker(event.worker, worker.cut))
+        if worker.doomed is not None and not worker.is_dying:
+            # The cut at whose settling it was to be ended is gone with the pause.
+            if worker.doomed[0] == event.position:
+                return effects + self._kill(event.worker, worker)
+            worker.doomed = None  # Its call ended by itself.
+        return effects
 
     def worker_resumed(self, event: WorkerResumed) -> list[Effect]:
         """What it waited for is there: it gets nothing more for its pause."""
