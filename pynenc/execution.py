@@ -99,6 +99,8 @@ def run_lease(
         stride: After how many calls the clock is looked at. With 1 each call's end is noted; calls that are over
             sooner than the clock could tell them apart have more.
 
+    In a child that the function has forked the slot's views are released, so that this fails before the next call.
+
     Returns:
         The position of the call that a cut kept from running, or None when all have run.
     """
@@ -113,10 +115,10 @@ def run_lease(
     plain: Any = None
     while position < stop:
         behind = min(position + stride, stop)
-        numbers[position_field] = position
-        if (cut := numbers[cut_field]) and cut <= position < numbers[CUT_TO]:
-            return position
         try:
+            numbers[position_field] = position
+            if (cut := numbers[cut_field]) and cut <= position < numbers[CUT_TO]:
+                return position
             for value in islice(calls, behind - position):  # per call
                 if type(value) is not plain:
                     plain = type(value)

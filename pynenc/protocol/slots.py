@@ -78,6 +78,14 @@ class Slot:
         position = int(self.numbers[OVERDUE])
         return position if NO_DEADLINE < deadline <= now and deadline == self.times[DEADLINE] else 0
 
+    def leave(self) -> None:
+        """Go on with a private copy; whoever holds the views of the shared one finds them released."""
+        numbers, times = self.numbers, self.times
+        line = memoryview(bytearray(numbers))
+        self.numbers, self.times = line.cast("Q"), line.cast("d")
+        numbers.release()
+        times.release()
+
     def release(self) -> None:
         """Let go of the shared memory, so that it can be closed."""
         self.numbers.release()

@@ -22,6 +22,7 @@ class Client:
         asks_only: Whether it makes no calls: it is welcome also while nothing is committed.
         needs: Batches that are not to be forgotten while it is there: named groups that it goes on with, by their first batch,
             and what it has resumed.
+        waits_beside: The worker whose call has forked it, while it waits for other calls; None when it does not.
         numbers: Its number, and those that other supervisors had given it.
     """
 
@@ -38,6 +39,7 @@ class Client:
         "tasks",
         "uncommitted",
         "unread",
+        "waits_beside",
     )
 
     def __init__(self, number: int, peer: Peer, pid: int, is_worker: bool, asks_only: bool) -> None:
@@ -53,3 +55,4 @@ class Client:
         self.unread = 0
         self.backlog: deque[tuple[Kind, int]] = deque()
         self.needs: set[int] = set()
+        self.waits_beside: int | None = None

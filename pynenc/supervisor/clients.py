@@ -26,7 +26,7 @@ from pynenc.supervisor.client import Client
 from pynenc.supervisor.committing import Committing
 from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.delivery import Delivery
-from pynenc.supervisor.events import CallsWithdrawn, Ended, TaskDeclared
+from pynenc.supervisor.events import CallsWithdrawn, Ended, TaskDeclared, ThreadsWait
 from pynenc.supervisor.inbox import Inbox
 from pynenc.supervisor.loop import Frames, Loop, Peer
 from pynenc.supervisor.orders import Orders
@@ -128,6 +128,8 @@ class Clients:
                 self._blobs.results_dropped(numbers_from(body, MAX_INVOCATION))
             elif kind == Kind.ADOPT:
                 self._taking_up.adopt(client, Fields.of("a client that comes over", body))
+            elif kind == Kind.WAITS:
+                self._child_waits(client, Fields.of("a child that waits", body))
             elif kind == Kind.GOODBYE:
                 client.has_left = True
                 self._loop.end(peer, "it said goodbye")
@@ -147,10 +149,32 @@ class Clients:
         for calls in fields.ranges("calls", MAX_BATCH, MAX_BATCH_CALLS):
             self._inbox.add(CallsWithdrawn(*calls, Ended.CANCELLED, force, positions))
 
+    def _child_waits(self, client: Client, fields: Fields) -> None:
+        """So many threads of a process that a worker's call has forked wait for calls, as if they were threads of the call."""
+        self._waits_no_more(client)
+        worker, count = fields.integer("worker"), fields.integer("count")
+        if count:
+            client.waits_beside = worker
+            self._count_waits(client, worker, count)
+
+    def _waits_no_more(self, client: Client) -> None:
+        if client.waits_beside is not None:
+            self._count_waits(client, client.waits_beside, 0)
+            client.waits_beside = None
+
+    def _count_waits(self, client: Client, number: int, count: int) -> None:
+        worker = self._pool.workers.get(number)
+        if worker is not None:
+            worker.waits.pop(client.number, None)
+            if count:
+                worker.waits[client.number] = count
+            self._inbox.add(ThreadsWait(number, sum(worker.waits.values())))
+
     def _left(self, peer: Peer, why: str) -> None:
         client: Client = peer.role
         if not (client.has_left or client.is_worker):
             self._stopping.lost(client, self._loop)
+        self._waits_no_more(client)
         self._delivery.forget(client)
         self._taking_up.forget(client)
         self._blobs.client_left(client.numbers)

@@ -227,7 +227,7 @@ class WorkerResumed(NamedTuple):
 
 
 class ThreadsWait(NamedTuple):
-    """So many threads of a worker's call, beside its main one, wait for other calls."""
+    """So many threads of a worker's call, beside its main one and in processes that it forked, wait for other calls."""
 
     worker: int
     count: int  # type: ignore[assignment]

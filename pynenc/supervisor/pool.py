@@ -55,6 +55,7 @@ class Worker:
         was_ended: Whether the supervisor had it ended.
         hint: What its death looks like; empty when it looks like nothing.
         concurrent: Whether it is one that runs many calls at once.
+        waits: How many threads of its call wait beside the main one: its own under 0, those of forked children under their clients.
     """
 
     def __init__(self, number: int, slot_number: int, slot: WatchedSlot, concurrent: bool) -> None:
@@ -74,6 +75,7 @@ class Worker:
         self.started = time.monotonic()
         self.was_ended = False
         self.hint = ""
+        self.waits: dict[int, int] = {}
 
 
 class WatchedSlot(Slot):

@@ -22,6 +22,9 @@ from pynenc.supervisor.loop import Frames, Peer
 from pynenc.supervisor.measuring import Measuring
 from pynenc.supervisor.pool import Pool, Worker
 
+OWN = 0
+"""No client has this number."""
+
 
 class Workers:
     """Listens to workers.
@@ -71,7 +74,8 @@ class Workers:
             elif kind == Kind.RESUME:
                 self._inbox.add(WorkerResumed(number, number_from(body)))
             elif kind == Kind.WAITS:
-                self._inbox.add(ThreadsWait(number, number_from(body)))
+                worker.waits[OWN] = number_from(body)
+                self._inbox.add(ThreadsWait(number, sum(worker.waits.values())))
             else:
                 raise ProtocolError(f"a worker sent a frame of kind {kind}")
 

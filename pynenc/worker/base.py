@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import select
@@ -14,14 +13,17 @@ from functools import partial
 from typing import Any
 
 from pynenc import execution
+from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.references import refers
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
 from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import Slot
-from pynenc.serializer import loads
+from pynenc.serializer import Frozen, loads
+from pynenc.system.output import flush_output
 from pynenc.task import Task, registered
+from pynenc.worker.forks import became_child, end_child
 
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
@@ -98,27 +100,29 @@ class Output:
             os.close(file)
 
 
+def _freeze_nothing(value: Any) -> Frozen:
+    """In a forked child: what its call returned is of no use to anybody."""
+    end_child()
+    raise AssertionError("this is no forked child")
+
+
 def let_calls_leave() -> None:
     """Have everything acknowledged that tasks have called here and not waited for: this process is about to end."""
     for app in {task.app for task in registered.values()}:
         app.close()
 
 
-def flush_output() -> None:
-    """Let what was printed appear. What cannot be written any more is nobody's fault here."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-
-
 class BaseWorker:
     """One end of the connection to the supervisor.
 
     Attributes:
+        number: The worker's.
         is_retired: Whether the supervisor, which goes on, needs this worker no more.
     """
 
-    def __init__(self, connection: socket.socket, slot: Slot) -> None:
+    def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
+        self.number = number
+        self.freezer = freezer
         self.connection = connection
         self.slot = slot
         self.is_retired = False
@@ -139,11 +143,19 @@ class BaseWorker:
 
     def send(self, message: bytes) -> None:
         """Send frames, after what was printed before."""
+        end_child()
         flush_output()  # What a call printed is seen before its result.
         try:
             self.connection.sendall(message)
         except OSError:
             os._exit(1)  # The supervisor has gone, and so does this process, in the middle of a call.
+
+    def after_fork_in_child(self) -> None:
+        """A call has forked: have this process end when the call does, and until then touch nothing that is the worker's."""
+        became_child(self.number)
+        self.slot.leave()
+        self.connection.close()
+        self.freezer.frozen = _freeze_nothing  # type: ignore[method-assign]
 
     def take_lease(self, lease: Lease) -> None:
         """Calls came to be run."""

@@ -29,6 +29,7 @@ from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import Frozen, leased_arguments
 from pynenc.worker.base import BaseWorker, DeclaredTask, Output
 from pynenc.worker.event_loop import EventLoop
+from pynenc.worker.forks import end_child
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
 from pynenc.worker.waits import Waits
 
@@ -186,10 +187,12 @@ class Call(RunningLease):
             self.coroutine.cancel()
 
     def _succeed(self, value: Any) -> None:
+        end_child()
         lease, frozen, ended = self.lease, [self._worker.freeze(value)], time.monotonic()
         self._tell(results_frame(lease.batch, lease.first, self._worker.number, frozen, self.began, ended, [ended]))
 
     def _fail(self, error: BaseException) -> None:
+        end_child(error)
         raised = execution.describe(error)
         if isinstance(error, asyncio.CancelledError) and self.why is not None:
             self.fail_with(*self._stopped(raised.traceback))
@@ -217,8 +220,7 @@ class ConcurrentWorker(BaseWorker):
     """Begins each call as it comes."""
 
     def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
-        super().__init__(connection, slot)
-        self.number = number
+        super().__init__(number, connection, slot, freezer)
         self.freeze = freezer.freeze
         self._calls: dict[int, Call] = {}
         self._limited: dict[int, Call] = {}
@@ -242,8 +244,16 @@ class ConcurrentWorker(BaseWorker):
 
     def send(self, message: bytes) -> None:
         """Send frames."""
+        end_child()  # Before the lock, which may be held by a thread that is not here any more.
         with self._send_lock:
             super().send(message)
+
+    def after_fork_in_child(self) -> None:
+        """A call has forked, or a coroutine of it: no other coroutine of this loop goes on here."""
+        super().after_fork_in_child()
+        here = self._loops.get(threading.get_ident())
+        if here is not None:
+            here.after_fork_in_child()
 
     # What the supervisor sends.
 
@@ -256,6 +266,7 @@ class ConcurrentWorker(BaseWorker):
             if len(entries) != lease.stop - lease.first:
                 raise ProtocolError(f"{len(entries)} arguments came for {lease.stop - lease.first} calls")
         except BaseException as error:  # importing and unpickling run user code
+            end_child(error)
             raised, now = execution.describe(error), time.monotonic()
             for index in range(lease.first, lease.stop):
                 call = (lease.batch, index, self.number, lease.attempt)

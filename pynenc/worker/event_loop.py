@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from pynenc.worker.forks import end_child
+
 Waited = TypeVar("Waited")
 
 MAX_TURNS = 20
@@ -117,13 +119,54 @@ class EventLoop:
             if running is not None:
                 asyncio.tasks._enter_task(loop, running)
 
+    def after_fork_in_child(self) -> None:
+        """A coroutine has forked. Its loop, which has all the others too, shares its selector with the parent's."""
+        loop: Any = self.loop
+        if hasattr(loop, "_ready"):
+            loop._ready = _NothingToDo(asyncio.current_task(loop))
+
     def _ship(self) -> None:
         frames, self._frames = self._frames, []
         self._send(b"".join(frames))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        try:
+            self.loop.run_forever()
+        except BaseException as error:  # a coroutine beside the call's own has raised SystemExit
+            end_child(error)
+            raise
+
+
+class _NothingToDo:
+    """Stands in a forked child where an event loop looks for what to do next: it ends there, before anything of others goes on."""
+
+    def __init__(self, forked: asyncio.Task[Any] | None) -> None:
+        self._forked = forked
+
+    def append(self, handle: object) -> None:
+        """It will not be done."""
+
+    def popleft(self) -> None:
+        self._end()
+
+    def __len__(self) -> int:
+        self._end()
+        return 0
+
+    def _end(self) -> None:
+        forked = self._forked
+        if forked is None or forked.cancelled():
+            end_child()
+        elif forked.done():
+            end_child(forked.exception())
+        else:
+            end_child(
+                RuntimeError(
+                    "a child process that a coroutine forked has awaited something, but the event loop is its parent's: "
+                    "end it with os._exit, or run a loop of its own with asyncio.run"
+                )
+            )
 
 
 def _change_recursion_limit(by: int) -> None:

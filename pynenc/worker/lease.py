@@ -28,6 +28,7 @@ from pynenc.protocol.messages import (
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, Slot
 from pynenc.serializer import Referring, freeze, leased_arguments, pack
 from pynenc.worker.base import DeclaredTask
+from pynenc.worker.forks import end_child, end_child_in_lease
 
 SHIP_S = 0.01
 """Results are shipped at the latest after this time."""
@@ -69,6 +70,7 @@ class Shipper:
             retriable: The exceptions after which a call may be tried again.
             is_timed: Whether each call's end is noted.
         """
+        end_child()
         with self._lock:
             self._close_stretch()
             self._batch = lease.batch
@@ -82,6 +84,7 @@ class Shipper:
 
     def failed(self, error: BaseException, now: float) -> None:
         """Add the exception of the call that just ended."""
+        end_child_in_lease(error)
         self.failed_with(execution.describe(error), now, execution.retry_delay(error, self._retriable))
 
     def failed_with(self, raised: execution.Raised, now: float, retry_s: float) -> None:
@@ -109,6 +112,7 @@ class Shipper:
 
     def ship(self) -> None:
         """Send everything that has an outcome."""
+        end_child()
         with self._lock:
             self._close_stretch()
             if self._frames:
@@ -277,6 +281,7 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
             entries = ((entry,) for entry in entries)
         positions = range(lease.position, lease.position + lease.stop - lease.first)
         stopped_at = execution.run_lease(func, entries, positions, slot, shipper, declared.stride)
+        end_child()  # The last call may have forked.
     finally:
         context.worker_running = None
     if stopped_at is None:
@@ -287,6 +292,7 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
 
 def fail(lease: Lease, error: BaseException, slot: Slot, shipper: Shipper) -> int | None:
     """Fail every call of a lease whose task cannot be imported, or whose arguments cannot be read; returns what `run` does."""
+    end_child(error)
     raised = execution.describe(error)
     shipper.begin(lease, ())
     for position in range(lease.position, lease.position + lease.stop - lease.first):

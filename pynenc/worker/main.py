@@ -31,7 +31,7 @@ class Worker(BaseWorker):
     """Runs leases one after the other, in the order in which they come."""
 
     def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
-        super().__init__(connection, slot)
+        super().__init__(number, connection, slot, freezer)
         self.spin = Spin()
         self._leases: deque[Lease | Output] = deque()
         self._dropped_to = 0
@@ -149,6 +149,7 @@ def main(
             worker = ConcurrentWorker(number, supervisor, Slot(memory, slot), freezer)
         else:
             worker = Worker(number, supervisor, Slot(memory, slot), freezer)
+        os.register_at_fork(after_in_child=worker.after_fork_in_child)
         worker.run()
     if worker.is_retired:
         let_calls_leave()
