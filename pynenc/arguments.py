@@ -26,7 +26,7 @@ class Arguments:
         self.kwargs: Args = kwargs or {}
 
     @classmethod
-    def from_call(cls, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Arguments:
+    def from_call(cls, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Arguments:
         """Bind a call's arguments to the function's parameters.
 
         Raises:

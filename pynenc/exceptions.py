@@ -44,6 +44,10 @@ class PynencError(Exception):
     """The base of every error of pynenc."""
 
 
+LONGEST_DELAY_S = 1e11
+"""Three thousand years."""
+
+
 class RetryError(PynencError):
     """Raised by a task to ask for another attempt.
 
@@ -56,8 +60,10 @@ class RetryError(PynencError):
     """
 
     def __init__(self, *args: object, delay: float | None = None) -> None:
-        if delay is not None and not 0 <= delay < float("inf"):
-            raise ValueError(f"the delay of a retry is a number of seconds of at least 0, not {delay!r}")
+        if delay is not None and not 0 <= delay <= LONGEST_DELAY_S:
+            raise ValueError(
+                f"the delay of a retry is a number of seconds of at least 0 and at most {LONGEST_DELAY_S:g}, not {delay!r}"
+            )
         super().__init__(*args)
         self.delay = delay
 

@@ -184,7 +184,7 @@ def call_copying(func: Callable[..., Any], common: bytes | None, entry: Any) -> 
         collector.copying = False
 
 
-def _begin(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _begin(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function: what it reads itself is not copied."""
     context.collector.copying = False
     return func(*args, **kwargs)
@@ -304,7 +304,8 @@ def restore(
             f"the task raised {failure.type_name}: {failure.message}; the exception itself "
             f"cannot be unpickled here: {type(broken).__name__}: {broken}"
         )
-    error.__cause__ = WorkerTraceback(failure.traceback)
+    # Not `error.__cause__ = …`: an exception may be a dataclass that lets nobody set anything.
+    vars(BaseException)["__cause__"].__set__(error, WorkerTraceback(failure.traceback))
     return error
 
 

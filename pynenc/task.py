@@ -72,7 +72,7 @@ class Task(Generic[Params, Result]):
         """
         return Task(self.app, self.func, {**self.options, **options})
 
-    def __call__(self, *args: Params.args, **kwargs: Params.kwargs) -> BaseInvocation[Params, Result]:
+    def __call__(self, /, *args: Params.args, **kwargs: Params.kwargs) -> BaseInvocation[Params, Result]:
         """Call the task: a worker will run the function with these arguments.
 
         The arguments are checked and pickled at once: what happens to them later is not seen.
@@ -88,7 +88,7 @@ class Task(Generic[Params, Result]):
         """Call the task with arguments from `args`."""
         return self.app.runner.submit(self, *arguments.to_call(self.func))
 
-    def args(self, *args: Params.args, **kwargs: Params.kwargs) -> Arguments:
+    def args(self, /, *args: Params.args, **kwargs: Params.kwargs) -> Arguments:
         """The arguments of a call, bound and with defaults, for `parallelize`.
 
         Raises:
@@ -120,6 +120,8 @@ class Task(Generic[Params, Result]):
             NamedGroupChangedError: The group of that name was made with other items; says which.
             InvocationConcurrencyWithDifferentArgumentsError: See option `on_diff_non_key_args_raise`.
         """
+        if name is not None and not _is_text(name):
+            raise TypeError(f"{self.task_id}: the name of a group is a text, not {name!r:.100}")
         return self.app.runner.submit_group(self, param_iter, dict(common_args or {}), name)
 
     def stream(
@@ -137,7 +139,12 @@ class Task(Generic[Params, Result]):
 
         Raises:
             BaseException: What a call raised, when its turn comes.
+            ValueError: `in_flight` is no number of at least 1.
         """
+        if in_flight is not None and (not isinstance(in_flight, int) or in_flight < 1):
+            raise ValueError(
+                f"{self.task_id}: in_flight is a number of calls of at least 1, or None, not {in_flight!r:.100}"
+            )
         return iter(self.app.runner.stream(self, iterable, ordered, in_flight))
 
     @property
@@ -276,12 +283,12 @@ class Task(Generic[Params, Result]):
         if isinstance(item, tuple):
             if common or not self.takes_positional(len(item)):
                 Arguments.from_call(self.func, *item, **(common or {}))
-            return item, {}
+            return tuple(item), {}  # Also of a subclass: it stands for the values in it.
         if isinstance(item, dict):
             if common and (twice := sorted(common.keys() & item.keys())):
                 raise TypeError(f"{self.task_id}: {', '.join(twice)} is in an item and in common_args")
             Arguments.from_call(self.func, **item, **(common or {}))
-            return (), item
+            return (), dict(item)
         if isinstance(item, Arguments) and common:
             raise TypeError(
                 f"{self.task_id}: task.args(...) binds all arguments; with common_args use tuples or dictionaries"
@@ -452,3 +459,11 @@ def _positional_range(func: Callable[..., Any]) -> tuple[int, int]:
     most = code.co_argcount
     fewest = most - len(getattr(func, "__defaults__", None) or ())
     return fewest, ANY_NUMBER if code.co_flags & _VARIABLE_POSITIONAL else most
+
+
+def _is_text(name: object) -> bool:
+    """Whether it is a text that can be written as UTF-8."""
+    try:
+        return isinstance(name, str) and bool(name.encode() or True)
+    except UnicodeEncodeError:
+        return False

@@ -25,7 +25,7 @@ def find_app(named: str | None) -> Pynenc:
     for module_name in _candidates(Path.cwd()):
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:  # importing runs the user's code
+        except (Exception, SystemExit) as error:  # importing runs the user's code
             failures.append(f"{module_name} cannot be imported: {type(error).__name__}: {error}")
             continue
         for name, value in vars(module).items():
@@ -63,6 +63,6 @@ def _candidates(directory: Path) -> list[str]:
             continue
         if len(parts) > 1 and not (file.parent / "__init__.py").exists():
             continue
-        if b"Pynenc" in file.read_bytes():
+        if file.is_file() and b"Pynenc" in file.read_bytes():
             names.append(".".join(part for part in parts if part != "__init__"))
     return [name for name in names if name and name not in sys.builtin_module_names]

@@ -61,7 +61,9 @@ def call_back(callback: Callable[[], object]) -> None:
     """Call the user's code when there is nobody to raise to: what it raises is logged."""
     try:
         callback()
-    except Exception:  # user code
+    except BaseException as error:  # user code
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         import logging
 
         logging.getLogger("pynenc").exception("a done callback raised")

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.system.boot import texts_of_path
 from pynenc.system.spin import Spin
 
 if TYPE_CHECKING:
@@ -296,9 +296,11 @@ def query_frame(what: str, **fields: Any) -> bytes:
 
 def declaration_frame(task: Task[Any, Any], key: int) -> bytes:
     """What the supervisor and its workers have to know of a task, and the number by which this client calls it."""
-    surroundings = {"sys_path": [path or os.getcwd() for path in sys.path], "cwd": os.getcwd()}
+    paths = [path or os.getcwd() for path in texts_of_path()]
+    surroundings = {"sys_path": paths, "cwd": os.getcwd()}
     options = task.conf.rules(task.is_async)
-    return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings)
+    context = {**surroundings, "options": task.conf.worker_options()}
+    return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=context)
 
 
 def stop_calls_of(connection: Connection, timeout: float) -> int:

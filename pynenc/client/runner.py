@@ -151,6 +151,8 @@ class ClusterRunner(Asking):
 
     def _send_packed(self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int) -> None:
         submission.count = submission.unfinished = packed.count
+        if packed.extras.dependencies:
+            self._batcher.flush()  # They may have been made by whatever gave the items.
         self._send_batch(task, submission, packed, group or submission.number, self._caller())
 
     def offer(
@@ -170,9 +172,8 @@ class ClusterRunner(Asking):
         )
         self._handover.offered.discard(number)
         if number not in self._answers:
-            submission.runner.wait_until(
-                lambda: False
-            )  # Its supervisor died, and it may not be offered again: this says so.
+            # Its supervisor died, and it may not be offered again: this says so.
+            submission.runner.wait_until(lambda: False)
         reused = self._answers.pop(number)["reused"]
         if not reused:
             return submission, []

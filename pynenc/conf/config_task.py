@@ -133,6 +133,18 @@ class ConfigTask(Config):
             "concurrency": self._concurrency(is_async),
         }
 
+    def worker_options(self) -> str:
+        """The options on which a worker acts, as text: `with_options` and this process's environment may have changed them.
+
+        Empty when nobody has set any of them, or they cannot be written down; then the task's own hold.
+        """
+        chosen = {name: getattr(self, name) for name in ("retry_for", "copy_arguments", "timeout")}
+        if not any(chosen.values()) and chosen.keys().isdisjoint(self._options):
+            return ""
+        text = options_to_json(chosen)
+        is_found_anywhere = "__main__." not in text and "<locals>" not in text
+        return text if is_found_anywhere else ""
+
     def _concurrency(self, is_async: bool) -> int:
         if is_async:
             return int(self.async_concurrency)

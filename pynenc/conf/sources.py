@@ -17,7 +17,7 @@ FILEPATH_VARIABLE = "PYNENC__FILEPATH"
 LEGACY_VARIABLES = {"PYNENC__DEV_MODE_FORCE_SYNC_TASKS": "PYNENC_DEV_MODE_FORCE_SYNC_TASK"}
 """Older names of variables; the newer one wins."""
 
-SECTIONS = ("task", "runner", "broker", "orchestrator", "state_backend")
+SECTIONS = ("task", "runner", "broker", "orchestrator", "state_backend", "blobs")
 """The tables that a file or `config_values` may have beside the fields of `ConfigPynenc`."""
 
 PROJECT_FILES = ("pyproject.toml", "setup.cfg", "pynenc.toml", "pynenc.json", ".git")

@@ -154,7 +154,7 @@ class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
     def outcomes(self) -> Iterator[Outcome[Result]]:
         for invocation in self._invocations:
             error = invocation.exception
-            yield Outcome(None if error else invocation.result, error)
+            yield Outcome(invocation.result if error is None else None, error)
 
     def cancel(self, force: bool = False) -> None:
         """All have ended already."""

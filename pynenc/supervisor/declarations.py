@@ -33,7 +33,11 @@ def declaration_from(body: bytes) -> Declaration:
     """
     fields = Fields.of("a task", body)
     options, context = fields.inner("options"), fields.inner("context")
-    surroundings = {"sys_path": context.texts("sys_path"), "cwd": context.path("cwd")}
+    surroundings = {
+        "sys_path": context.texts("sys_path"),
+        "cwd": context.path("cwd"),
+        "options": context.text("options") if "options" in context.names else "",
+    }
     key = fields.integer("key", most=MAX_KEY)
     return Declaration(key, fields.text("task_id"), _rules(options), options.values, surroundings)
 

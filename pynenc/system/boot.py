@@ -125,4 +125,9 @@ def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], envi
 def boot_path() -> list[str]:
     """Where a new interpreter finds pynenc and what it needs."""
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [package, *filter(None, sys.path)]
+    return [package, *filter(None, texts_of_path())]
+
+
+def texts_of_path() -> list[str]:
+    """`sys.path`, but for what is no text in it, which imports pass over, too."""
+    return [path for path in sys.path if isinstance(path, str)]

@@ -15,6 +15,7 @@ from typing import Any
 from pynenc import execution
 from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.references import refers
+from pynenc.conf.config_task import options_from_json
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
@@ -79,6 +80,8 @@ class DeclaredTask:
                 f"the worker found no task {name!r} in module {module_name!r} ({self.context['cwd']}): "
                 "a task must be a module-level name when its module is imported"
             )
+        if options := self.context.get("options"):
+            task = task.with_options(**options_from_json(options))
         self.task = task
         self.func = execution.runnable(task.func)
         self.copies = task.conf.copy_arguments
