@@ -88,18 +88,18 @@ class Connection:
         """
         with self._send_lock:
             if self.lost is not None:
-                raise self.lost
+                raise self._lose("")
             try:
                 self._socket.sendall(message)
                 return
             except OSError as error:
-                why = error
+                why = str(error)
             except BaseException:  # Ctrl-C in the middle of a message: what follows it here would not be understood.
                 self._lose("the script was interrupted while it sent something")
                 self.shut_down()
                 raise
         self.read_nowait()  # It may have said why it closed the connection.
-        raise self._lose(str(why)) from why
+        raise self._lose(why)
 
     @property
     def is_sending(self) -> bool:
@@ -200,7 +200,7 @@ class Connection:
 
     def _read(self, timeout: float | None) -> None:
         if self.lost is not None:
-            raise self.lost
+            raise self._lose("")
         try:
             if not self._spin.look(lambda: self._poll.poll(0)):
                 wait_ms = None if timeout is None else max(0.0, timeout * 1000)
@@ -245,7 +245,8 @@ class Connection:
                 f"the supervisor (pid {self.supervisor_pid}) is gone: {why}. Results that it had committed are still "
                 "there: app.get_invocation(invocation_id). The next call starts a new supervisor."
             )
-        return self.lost
+        # A fresh one: what is raised refers to all that is on the stack, and this one stays.
+        return type(self.lost)(*self.lost.args)
 
     def _shake_hands(self, key: bytes) -> tuple[int, int]:
         self.supervisor_pid = 0
