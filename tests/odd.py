@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from collections import namedtuple
 from dataclasses import dataclass
@@ -64,3 +65,24 @@ def apply(func: int, cls: int, self: int = 0) -> int:
 @app.task
 def raise_frozen() -> None:
     raise NotFound
+
+
+@app.task(timeout=0.5)
+def busy_with_calls(seconds: float) -> int:
+    """Makes call after call, so it begins and ends a wait all the time."""
+    end, made = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        made += same(1).result
+    return made
+
+
+@app.task(registration_concurrency="ARGUMENTS", rerun_on_worker_loss=False)
+def registered_once(x: int) -> int:
+    return x
+
+
+@app.task
+def leave_in_lost_directory() -> str:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+    return "gone"
