@@ -120,8 +120,11 @@ class Task(Generic[Params, Result]):
             NamedGroupChangedError: The group of that name was made with other items; says which.
             InvocationConcurrencyWithDifferentArgumentsError: See option `on_diff_non_key_args_raise`.
         """
-        if name is not None and not _is_text(name):
-            raise TypeError(f"{self.task_id}: the name of a group is a text, not {name!r:.100}")
+        if name is not None:
+            from pynenc.protocol.fields import is_unicode
+
+            if not (isinstance(name, str) and is_unicode(name)):
+                raise TypeError(f"{self.task_id}: the name of a group is a text, not {name!r:.100}")
         return self.app.runner.submit_group(self, param_iter, dict(common_args or {}), name)
 
     def stream(
@@ -459,11 +462,3 @@ def _positional_range(func: Callable[..., Any]) -> tuple[int, int]:
     most = code.co_argcount
     fewest = most - len(getattr(func, "__defaults__", None) or ())
     return fewest, ANY_NUMBER if code.co_flags & _VARIABLE_POSITIONAL else most
-
-
-def _is_text(name: object) -> bool:
-    """Whether it is a text that can be written as UTF-8."""
-    try:
-        return isinstance(name, str) and bool(name.encode() or True)
-    except UnicodeEncodeError:
-        return False

@@ -20,7 +20,7 @@ import fcntl
 import os
 import signal
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 SHARED_MEMORY = "/dev/shm"
@@ -37,6 +37,10 @@ COPY_BYTES = 1 << 24
 
 _LOOK = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
 """To open a file on which somebody has a lease would wait for that one, who may be stopped."""
+
+HUGE_BYTES = 1 << 21
+MIN_HUGE_BYTES = 2 * HUGE_BYTES
+"""Segments of this size and more are mapped so that they can lie in huge pages; `mapping` does that."""
 
 MAX_EXCESS = 2
 """A warm segment serves if it is at most so many times as large as the blob."""
@@ -202,9 +206,8 @@ class BlobDirectory:
             self.remove_leftovers()
             self.remove_empty()
 
-    def remove_all(self) -> None:
-        """Take the directories away, and all that is in shared memory, but for the marks and blobs of clients that live."""
-        living = self.living_writers(workers=False)
+    def remove_all(self, living: Container[bytes] = ()) -> None:
+        """Take the directories away, and all that is in shared memory, but for the marks and blobs of these writers."""
         for entry in _entries(self.memory):
             kind = _kind_of(entry)
             is_used = kind in ("blob", "client") and _token_of(entry) in living

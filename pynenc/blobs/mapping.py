@@ -16,9 +16,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-HUGE_BYTES = 1 << 21
-MIN_HUGE_BYTES = 2 * HUGE_BYTES
-"""Mappings of this size and more lie so that they can be made of huge pages."""
+from pynenc.blobs.directory import HUGE_BYTES, MIN_HUGE_BYTES
 
 _MADV_COLLAPSE = 25
 _MAP_FIXED = 0x10

@@ -40,7 +40,6 @@ class BlobRef(Generic[Value]):
         self._frozen = frozen
         self._references = references
         self._hold: Hold | None = None
-        self._is_released = False
         if release is not None:
             self._hold = Hold()
             finalize(self._hold, release, references).atexit = False  # The client's end releases everything.
@@ -56,7 +55,6 @@ class BlobRef(Generic[Value]):
 
     def release(self) -> None:
         """Let go of it: it is freed as soon as no unfinished call uses it. It cannot be used for further calls."""
-        self._is_released = self._is_released or self._hold is not None
         self._hold = None
 
     def __enter__(self) -> BlobRef[Value]:
@@ -72,12 +70,11 @@ class BlobRef(Generic[Value]):
                 "a BlobRef can be an argument of a call, for which it stands for its value, and nothing else: "
                 "return the value itself"
             )
-        if self._is_released:
-            raise TypeError("this BlobRef was released: put the value again")
         for reference in self._references:
+            if self._hold is None:
+                raise TypeError("this BlobRef was released: put the value again")
             held = HeldReference(*reference)
-            if self._hold is not None:
-                held.hold = self._hold
+            held.hold = self._hold
             blobs.append(held)
         return value_of, (bytes(self._frozen),)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pynenc.client.launch import Address, connect
+from pynenc.client.lost import anew
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
@@ -88,7 +89,7 @@ class Connection:
         """
         with self._send_lock:
             if self.lost is not None:
-                raise self._lose("")
+                raise anew(self.lost)
             try:
                 self._socket.sendall(message)
                 return
@@ -200,7 +201,7 @@ class Connection:
 
     def _read(self, timeout: float | None) -> None:
         if self.lost is not None:
-            raise self._lose("")
+            raise anew(self.lost)
         try:
             if not self._spin.look(lambda: self._poll.poll(0)):
                 wait_ms = None if timeout is None else max(0.0, timeout * 1000)
@@ -245,8 +246,7 @@ class Connection:
                 f"the supervisor (pid {self.supervisor_pid}) is gone: {why}. Results that it had committed are still "
                 "there: app.get_invocation(invocation_id). The next call starts a new supervisor."
             )
-        # A fresh one: what is raised refers to all that is on the stack, and this one stays.
-        return type(self.lost)(*self.lost.args)
+        return anew(self.lost)
 
     def _shake_hands(self, key: bytes) -> tuple[int, int]:
         self.supervisor_pid = 0
@@ -298,9 +298,8 @@ def query_frame(what: str, **fields: Any) -> bytes:
 def declaration_frame(task: Task[Any, Any], key: int) -> bytes:
     """What the supervisor and its workers have to know of a task, and the number by which this client calls it."""
     paths = [path or os.getcwd() for path in texts_of_path()]
-    surroundings = {"sys_path": paths, "cwd": os.getcwd()}
+    context = {"sys_path": paths, "cwd": os.getcwd(), "options": task.conf.worker_options()}
     options = task.conf.rules(task.is_async)
-    context = {**surroundings, "options": task.conf.worker_options()}
     return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=context)
 
 

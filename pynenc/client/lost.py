@@ -37,7 +37,7 @@ class LostRunner:
         """
         if done():
             return True
-        raise self._error
+        raise anew(self._error)
 
     async def until(self, outcome: Future[None], submission: Submission) -> None:
         """The callback was called already."""
@@ -81,6 +81,11 @@ class LostRunner:
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Nothing is to come: call back at once."""
         call_back(callback)
+
+
+def anew(error: RunnerError) -> RunnerError:
+    """The same error, to be raised. One that is kept is not raised itself: it would keep all that is on the stack then."""
+    return type(error)(*error.args)
 
 
 def not_ours(submission: Submission) -> RunnerError:

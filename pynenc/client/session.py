@@ -16,7 +16,7 @@ from pynenc.client.batcher import Batcher, Packed
 from pynenc.client.callbacks import CallbackThread, call_all
 from pynenc.client.connection import Connection, declaration_frame, stop_calls_of
 from pynenc.client.handover import Handover
-from pynenc.client.lost import LostRunner, not_ours
+from pynenc.client.lost import LostRunner, anew, not_ours
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
@@ -308,7 +308,7 @@ class Session:
                 is_wanted = lost.is_closed and (fresh is None or self._has_unfinished(but=fresh))
                 if self._connection is None or self._is_workers_own or is_wanted or is_hopeless:
                     assert lost.lost is not None
-                    error = lost.lost
+                    error = anew(lost.lost)
                     if self._connection is not None:
                         self._forget_lost_connection()
                     raise error

@@ -17,9 +17,6 @@ FILEPATH_VARIABLE = "PYNENC__FILEPATH"
 LEGACY_VARIABLES = {"PYNENC__DEV_MODE_FORCE_SYNC_TASKS": "PYNENC_DEV_MODE_FORCE_SYNC_TASK"}
 """Older names of variables; the newer one wins."""
 
-SECTIONS = ("task", "runner", "broker", "orchestrator", "state_backend", "blobs")
-"""The tables that a file or `config_values` may have beside the fields of `ConfigPynenc`."""
-
 PROJECT_FILES = ("pyproject.toml", "setup.cfg", "pynenc.toml", "pynenc.json", ".git")
 """What marks the top folder of a project."""
 
@@ -97,10 +94,10 @@ class Config:
         if not isinstance(inner, Mapping):
             raise ConfigError(source, self.section, f"expected a table of fields, got {inner!r}")
         if table:
-            known = known_names()
+            known = {**known_names(), **dict.fromkeys(sections())}
             for name in table:
-                if name not in known and name not in SECTIONS:
-                    raise unknown_name(source, name, [*known, *SECTIONS])
+                if name not in known:
+                    raise unknown_name(source, name, known)
         mine = {name: field.name for field in self.fields() for name in (field.name, *field.aliases)}
         found = {mine[name]: Found(value, source) for name, value in table.items() if name in mine}
         for name, value in inner.items():
@@ -143,6 +140,13 @@ def known_names() -> dict[str, None]:
     from pynenc.conf.classes import config_classes
 
     return {name: None for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)}
+
+
+def sections() -> list[str]:
+    """The tables that a file or `config_values` may have beside the fields of `ConfigPynenc`."""
+    from pynenc.conf.classes import config_classes
+
+    return [kind.section for kind in config_classes() if kind.section]
 
 
 def unknown_name(source: str, name: str, known: Any) -> ConfigError:

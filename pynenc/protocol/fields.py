@@ -61,7 +61,7 @@ class Fields:
     def text(self, name: str) -> str:
         """A text that can be stored."""
         value = self._values.get(name)
-        if type(value) is not str or not _is_unicode(value):
+        if type(value) is not str or not is_unicode(value):
             raise self._refusal(name, "a text")
         return value
 
@@ -119,7 +119,8 @@ class Fields:
         return ProtocolError(f"{self._what}: {name} is not {expected}")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: one that came from the system, as a path may have, sometimes cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

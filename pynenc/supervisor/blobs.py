@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc.blobs.budget import Budget
-from pynenc.blobs.directory import MAX_EXCESS, TOKEN_BYTES, BlobDirectory, Segment
-from pynenc.blobs.mapping import MIN_HUGE_BYTES
+from pynenc.blobs.directory import MAX_EXCESS, MIN_HUGE_BYTES, TOKEN_BYTES, BlobDirectory, Segment
 from pynenc.blobs.references import Reference, from_column, split_results
 from pynenc.protocol.messages import Results, invocation_number
 from pynenc.state_backend.store import Store
@@ -242,7 +241,7 @@ class Blobs:
         for name in list(self._directory.blobs()):
             if not self._references.are_kept(name) and name[:TOKEN_BYTES] not in living:
                 self._directory.free(name)
-        self._directory.remove_all()
+        self._directory.remove_all(living)
 
     def _free_kept(self, names: Sequence[bytes]) -> None:
         self._freed += names
@@ -280,18 +279,19 @@ class Blobs:
             fd = self._directory.open_freed(name)
         except OSError:
             return  # A writer has taken it already, or no descriptors are left.
-        found = os.fstat(fd)
-        uses = self._uses.get(found.st_ino, 0) + 1
-        if len(self._uses) > MOST_COUNTED:
-            self._uses.clear()
-        self._uses[found.st_ino] = uses
-        if uses == USES_BEFORE_HUGE and found.st_size >= MIN_HUGE_BYTES:
+        found, uses = os.fstat(fd), 0
+        if found.st_size >= MIN_HUGE_BYTES:
+            uses = self._uses.get(found.st_ino, 0) + 1
+            if len(self._uses) > MOST_COUNTED:
+                self._uses.clear()
+            self._uses[found.st_ino] = uses
+        if uses == USES_BEFORE_HUGE:
             self._help(self._make_huge, fd)  # As long as it is open nobody writes it over.
         else:
             os.close(fd)
 
     def _make_huge(self, fd: int) -> None:
-        from pynenc.blobs.mapping import make_huge
+        from pynenc.blobs.mapping import make_huge  # Brings ctypes, which most supervisors never need.
 
         try:
             self._has_huge_pages = make_huge(fd)
