@@ -93,6 +93,26 @@ def own_processes(marker: str) -> list[psutil.Process]:
     return found
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that is dead and not waited for does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def all_gone() -> bool:
+    """Whether no process of this test is left."""
+    return not own_processes(os.environ["PYNENC_TEST_MARKER"])
+
+
+def supervisor() -> psutil.Process:
+    """The supervisor of the tests' app."""
+    report = tasks.app.report()
+    assert report is not None
+    return psutil.Process(report["pid"])
+
+
 def open_descriptors() -> int:
     gc.collect()
     return psutil.Process().num_fds()

@@ -26,7 +26,7 @@ import pytest
 
 from pynenc.blobs.directory import BlobDirectory
 from tests import large, tasks
-from tests.conftest import PROJECT, own_processes, wait_until
+from tests.conftest import PROJECT, all_gone, supervisor, wait_until
 
 COUNT = large.LARGE // 8
 VALUES = np.arange(float(COUNT))
@@ -40,18 +40,8 @@ def count_of_blobs() -> int:
     return len(list(directory().blobs()))
 
 
-def supervisor() -> psutil.Process:
-    report = tasks.app.report()
-    assert report is not None
-    return psutil.Process(report["pid"])
-
-
 def kill_supervisor() -> None:
     supervisor().kill()
-
-
-def all_gone() -> bool:
-    return not own_processes(os.environ["PYNENC_TEST_MARKER"])
 
 
 def test_a_worker_that_dies_with_a_large_result_in_hand_leaves_nothing(tmp_path: Path) -> None:

@@ -24,24 +24,13 @@ import pytest
 from pynenc import InvocationStatus
 from pynenc.exceptions import SupervisorLostError
 from tests import left, tasks
-from tests.conftest import PROJECT, own_processes, wait_until
+from tests.conftest import PROJECT, all_gone, is_alive, supervisor, wait_until
 from tests.left import lines_of
 
 ENDS_S = 6.0
 """Two seconds on an idle machine."""
 
 MARKS = 40
-
-
-def all_gone() -> bool:
-    return not own_processes(os.environ["PYNENC_TEST_MARKER"])
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def start(directory: Path, script: str, **environment: str) -> subprocess.Popen[str]:
@@ -57,11 +46,11 @@ def start(directory: Path, script: str, **environment: str) -> subprocess.Popen[
     )
 
 
-def supervisor() -> psutil.Process:
-    report = tasks.app.report()
-    assert report is not None
+def left_alone() -> psutil.Process:
+    """The supervisor, after this process has disconnected from it."""
+    found = supervisor()
     tasks.close()
-    return psutil.Process(report["pid"])
+    return found
 
 
 def resume(directory: Path, *arguments: str, stderr: int | None = None) -> subprocess.Popen[str]:
@@ -84,7 +73,7 @@ def leave_marks(directory: Path, way: str) -> Path:
     wait_until(
         lambda: sum(one.calls for one in tasks.app.state_backend.counts_by_task()) == MARKS + 2, "all are accepted"
     )
-    serving = supervisor()
+    serving = left_alone()
     if way == "all are killed":
         process.kill()
         serving.kill()
@@ -152,7 +141,7 @@ def test_what_is_left_can_be_purged_and_does_not_run_for_that(tmp_path: Path) ->
 def test_what_was_stopped_is_not_run_before_somebody_asks(tmp_path: Path) -> None:
     log = leave_marks(tmp_path, "Ctrl-C")
     assert tasks.add(1, 2).result == 3
-    supervisor().kill()  # Not even when that one is killed.
+    left_alone().kill()  # Not even when that one is killed.
     assert tasks.add(1, 3).result == 4
     tasks.close()
     wait_until(all_gone, "all is done", ENDS_S)
@@ -257,9 +246,7 @@ def test_resuming_goes_on_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     resumed = tasks.app.resume()
     assert resumed.calls == MARKS + 2
     wait_until(lambda: len(list(tmp_path.glob("begun*"))) == 2, "both workers are busy")
-    report = tasks.app.report()
-    assert report is not None
-    serving = psutil.Process(report["pid"])
+    serving = supervisor()
 
     def replace() -> None:
         killed = [serving, *serving.children(recursive=True)]
@@ -286,7 +273,7 @@ def test_what_calls_had_made_is_made_anew_and_not_run_as_well(tmp_path: Path) ->
     process = start(tmp_path, script)
     wait_until(begun.exists, "the call has made its calls")
     wait_until(lambda: (tasks.app.report() or {})["unfinished"] == 32, "they wait for a worker")
-    serving = supervisor()
+    serving = left_alone()
     process.kill()
     serving.kill()
     process.wait(30)

@@ -28,7 +28,7 @@ from pynenc.client import launch
 from pynenc.exceptions import SupervisorLostError
 from pynenc.system.lock import FileLock
 from tests import tasks
-from tests.conftest import PROJECT, own_processes, wait_until
+from tests.conftest import PROJECT, all_gone, own_processes, wait_until
 from tests.left import lines_of
 from tests.terminal import CTRL_C, Terminal
 
@@ -76,10 +76,6 @@ def marker() -> str:
 def in_terminal(directory: Path, script: str) -> Terminal:
     (directory / "script.py").write_text(BEGIN + script)
     return Terminal(["script.py"], directory)
-
-
-def all_gone() -> bool:
-    return not own_processes(marker())
 
 
 def begun(directory: Path) -> int:

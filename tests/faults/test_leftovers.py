@@ -19,7 +19,7 @@ import pytest
 
 from pynenc.client.launch import paths_of
 from tests import tasks
-from tests.conftest import PROJECT, own_processes, wait_until
+from tests.conftest import PROJECT, all_gone, own_processes, wait_until
 
 KEPT = {".gitignore", "tests.db", "tests.lock", "tests.log", "tests.workers"}
 """What lies in a state directory while nothing runs."""
@@ -64,7 +64,7 @@ def test_the_next_clean_run_leaves_nothing_of_what_power_cuts_left(seed: int) ->
     assert tasks.add(1, 2).get(30) == 3
     assert list(tasks.add.parallelize([(x, 1) for x in range(500)]).results) == list(range(1, 501))
     tasks.close()
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all processes have ended")
+    wait_until(all_gone, "all processes have ended")
     assert state_files() == KEPT
     assert list(Path(tempfile.gettempdir()).iterdir()) == []
 

@@ -24,13 +24,7 @@ import pytest
 
 from pynenc.exceptions import InvocationCancelledError, SupervisorLostError, TaskTimeoutError
 from tests import odd, tasks
-from tests.conftest import Finished, own_processes, wait_until
-
-
-def supervisor() -> psutil.Process:
-    report = tasks.app.report()
-    assert report is not None
-    return psutil.Process(report["pid"])
+from tests.conftest import Finished, is_alive, own_processes, supervisor, wait_until
 
 
 @pytest.mark.parametrize("end", ["timeout", "cancel"])
@@ -108,7 +102,7 @@ def test_a_fork_server_that_dies_after_it_has_told_of_a_death_is_replaced() -> N
     worker, fork_server = psutil.Process(report["workers"][0]["pid"]), psutil.Process(report["fork_server"])
     process.suspend()
     worker.kill()
-    wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE, "it is dead")
+    wait_until(lambda: not is_alive(worker), "it is dead")
     wait_until(lambda: not psutil.pid_exists(worker.pid), "the fork server has told of it")
     fork_server.kill()
     process.resume()
@@ -119,8 +113,8 @@ def test_a_fork_server_that_dies_after_it_has_told_of_a_death_is_replaced() -> N
 def test_a_purge_in_the_middle_of_retention_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYNENC__RETENTION", "1s")
     for _ in range(3):
-        first = tasks.add(1, 2)
-        while first.status.name and tasks.app.state_backend.counts_by_task()[0].calls < 300:
+        tasks.add(1, 2).result  # noqa: B018
+        while tasks.app.state_backend.counts_by_task()[0].calls < 300:
             tasks.add(1, 2).result  # noqa: B018
         process = supervisor()
         assert tasks.add(1, 2).result == 3
@@ -130,7 +124,7 @@ def test_a_purge_in_the_middle_of_retention_ends_nobody(monkeypatch: pytest.Monk
         assert supervisor().pid == process.pid
 
 
-def test_a_directory_that_is_gone_does_not_matter_to_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_gone_does_not_matter_to_the_next_call() -> None:
     tasks.app.conf.num_workers = 1
     assert odd.leave_in_lost_directory().result == "gone"
     assert odd.same(1).result == 1

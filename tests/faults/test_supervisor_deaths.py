@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pynenc import InvocationStatus, WorkerLostError
@@ -29,13 +28,7 @@ from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
 from tests import concurrent_tasks, rules, tasks
-from tests.conftest import Finished, Lateness, own_processes, wait_until
-
-
-def supervisor() -> psutil.Process:
-    report = tasks.app.report()
-    assert report is not None
-    return psutil.Process(report["pid"])
+from tests.conftest import Finished, Lateness, own_processes, supervisor, wait_until
 
 
 def kill_supervisor() -> None:

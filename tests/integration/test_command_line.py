@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, Finished, own_processes, wait_until
+from tests.conftest import PROJECT, Finished, all_gone, own_processes, wait_until
 
 RunPython = Callable[..., Finished]
 APP = """
@@ -74,7 +74,7 @@ def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPyth
     assert "work.add" in shown.out
     stopped = pynenc(run_python, "runner", "stop")
     assert stopped.code == 0
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has ended")
+    wait_until(all_gone, "the supervisor has ended")
     assert pynenc(run_python, "runner", "stop").code == 1
     assert "no supervisor runs" in pynenc(run_python, "status").out
 
@@ -112,7 +112,7 @@ def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path, c
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert said == "pynenc: interrupted; 1 call is kept: pynenc resume runs it\n"
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "all have ended", seconds=5)
+    wait_until(all_gone, "all have ended", seconds=5)
 
 
 @pytest.mark.parametrize(

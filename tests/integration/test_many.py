@@ -13,7 +13,7 @@ import pytest
 
 from pynenc.exceptions import RunnerError
 from tests import tasks
-from tests.conftest import Finished, own_processes, wait_until
+from tests.conftest import Finished, all_gone, wait_until
 
 RunPython = Callable[..., Finished]
 
@@ -148,7 +148,7 @@ def test_processes_of_multiprocessing_are_clients_that_lose_nothing(
     )
     finished = run_python({"jobs.py": jobs, "script.py": script}, "script.py")
     assert (finished.code, finished.err) == (0, "")
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has drained")
+    wait_until(all_gone, "the supervisor has drained")
     expected = [0, *(100 * x + y for x in (1, 2, 3) for y in range(10 + x % 2))]
     assert sorted(map(int, marks.read_text().split())) == sorted(expected)
 

@@ -16,7 +16,7 @@ import pytest
 from pynenc import InvocationNotFoundError, InvocationStatus, RunnerError
 from pynenc.client import launch
 from tests import tasks
-from tests.conftest import PROJECT, Finished, own_processes, wait_until
+from tests.conftest import PROJECT, Finished, all_gone, own_processes, wait_until
 
 TASKS = """
 import os, sys, time
@@ -74,7 +74,7 @@ for number in range(300):
     marks = tmp_path / "marks"
     finished = run_python({"script.py": script}, "script.py", str(marks), PYTHONPATH=str(PROJECT))
     assert finished.code == 0, finished.err
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has drained")
+    wait_until(all_gone, "the supervisor has drained")
     assert sorted(map(int, marks.read_text().split())) == list(range(300))
 
 

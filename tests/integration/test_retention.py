@@ -11,7 +11,7 @@ import pytest
 
 from pynenc.exceptions import InvocationNotFoundError, RunnerError
 from tests import tasks
-from tests.conftest import own_processes, wait_until
+from tests.conftest import all_gone, own_processes, wait_until
 
 MIB = 1 << 20
 
@@ -64,7 +64,7 @@ def test_the_database_stays_within_its_size_while_results_come(monkeypatch: pyte
     last = tasks.echo(b"last")
     assert last.result == b"last"
     tasks.close()
-    wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has ended")
+    wait_until(all_gone, "the supervisor has ended")
     assert database.stat().st_size <= 4 * MIB
     assert tasks.app.get_invocation(last.invocation_id).result == b"last"
 
@@ -74,7 +74,7 @@ def test_short_scripts_leave_no_more_than_the_size_either(monkeypatch: pytest.Mo
     for _ in range(4):
         assert len(tasks.echo(os.urandom(600_000)).result) == 600_000
         tasks.close()
-        wait_until(lambda: not own_processes(os.environ["PYNENC_TEST_MARKER"]), "the supervisor has ended")
+        wait_until(all_gone, "the supervisor has ended")
     assert database.stat().st_size <= 2 * MIB
 
 
