@@ -71,14 +71,15 @@ class ForkServer:
         number = fields["worker"]
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(number, fields["slot"], connection, fields["concurrent"])
+            self._become_worker(parent, number, fields["slot"], connection, fields["concurrent"])
         os.close(connection)
         self._workers[pid] = number
         self._tell(Kind.SPAWNED, worker=number, pid=pid)
 
-    def _become_worker(self, number: int, slot: int, connection: int, concurrent: bool) -> None:
+    def _become_worker(self, parent: int, number: int, slot: int, connection: int, concurrent: bool) -> None:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -88,7 +89,7 @@ class ForkServer:
             self._woken.close()
             self._waker.close()
             os.close(self._settings["slots"])
-            die_with_parent()
+            die_with_parent(parent)
             worker_main.main(self._settings, number, slot, connection, self._memory, concurrent)
             code = 0
         except BaseException:  # the process's main: nothing may go back into the fork server's code
@@ -139,7 +140,7 @@ class ForkServer:
 def main(settings: dict[str, Any]) -> None:
     """Serve one supervisor."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
+    die_with_parent(settings["parent"])
     for name in TASKS_IMPORT:
         import_module(name)
     config_classes()

@@ -1,8 +1,10 @@
-"""Processors, locks, and the way of one call as the documents draw it."""
+"""Processors, locks, parents, and the way of one call as the documents draw it."""
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from pynenc.system.cpus import thread_caps, usable_cpus
 from pynenc.system.lock import FileLock
+from pynenc.system.parent import die_with_parent
 from tests.conftest import PROJECT
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,3 +89,45 @@ def test_the_way_of_a_call_is_as_the_architecture_page_says(module: str, name: s
     assert callable(found)
     page = (PROJECT / "docs" / "architecture.md").read_text()
     assert f"`{name}`" in page or f"`{module.rpartition('.')[2]}.{name}`" in page
+
+
+only_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells of a parent's death")
+
+
+@only_linux
+def test_a_child_whose_parent_has_ended_already_ends_at_once() -> None:
+    told, tell = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        mine = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == mine:  # Until its parent has ended.
+                os.sched_yield()
+            os.close(told)
+            die_with_parent(mine)
+            os.write(tell, b"goes on")
+        os._exit(0)
+    os.close(tell)
+    os.waitpid(parent, 0)
+    assert os.read(told, 7) == b""
+    os.close(told)
+
+
+@only_linux
+def test_a_child_ends_when_its_parent_does() -> None:
+    told, tell = os.pipe()
+    begun, begin = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        mine = os.getpid()
+        if os.fork() == 0:
+            die_with_parent(mine)
+            os.write(begin, b"1")
+            signal.pause()
+        os.read(begun, 1)
+        os._exit(0)
+    os.close(tell)
+    assert os.waitpid(parent, 0)[1] == 0
+    assert os.read(told, 1) == b"", "its end of the pipe is closed with it"
+    for descriptor in (told, begun, begin):
+        os.close(descriptor)
