@@ -24,6 +24,7 @@ class Client:
             and what it has resumed.
         waits_beside: The worker whose call has forked it, while it waits for other calls; None when it does not.
         numbers: Its number, and those that other supervisors had given it.
+        watched: The batches of others that it waits for.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Client:
         "uncommitted",
         "unread",
         "waits_beside",
+        "watched",
     )
 
     def __init__(self, number: int, peer: Peer, pid: int, is_worker: bool, asks_only: bool) -> None:
@@ -56,3 +58,4 @@ class Client:
         self.backlog: deque[tuple[Kind, int]] = deque()
         self.needs: set[int] = set()
         self.waits_beside: int | None = None
+        self.watched: set[int] = set()

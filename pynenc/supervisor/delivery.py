@@ -59,8 +59,8 @@ class Delivery:
         for number in client.numbers:
             if self.clients.get(number) is client:
                 del self.clients[number]
-        for watchers in self.watchers.values():
-            watchers.discard(client.number)
+        for batch in client.watched:
+            self.watchers[batch].discard(client.number)
 
     # What is told after the commit.
 
@@ -83,7 +83,9 @@ class Delivery:
         if self.watchers:  # Only now: the last outcomes of a batch may be several.
             for batch in {outcome.batch for outcome in outcomes}:
                 if not self._recovery.is_there(batch):
-                    self.watchers.pop(batch, None)
+                    for number in self.watchers.pop(batch, ()):
+                        if (client := self.clients.get(number)) is not None:
+                            client.watched.discard(batch)
         outcomes.clear()
         for peer, answer in self._answers:
             peer.send(answer)
@@ -122,13 +124,18 @@ class Delivery:
         """Send all outcomes of a batch that another client submitted: those that are there, and those to come."""
         live = self._recovery.is_there(batch) or any(one.batch == batch for one in self.outcomes)
         if live:
-            self.watchers.setdefault(batch, set()).add(client.number)
+            self.add_watcher(client, batch)
         results, failures = self._store.outcomes_of(batch)
         for one in results:
             client.peer.send(one.to_frame())
         for failure in failures:
             client.peer.send(failure.to_frame())
         client.peer.send(json_frame(Kind.REPORT, token=batch, live=live))
+
+    def add_watcher(self, client: Client, batch: int) -> None:
+        """Have a client told the outcomes to come of a batch that is not its own."""
+        client.watched.add(batch)
+        self.watchers.setdefault(batch, set()).add(client.number)
 
     def notify(self, text: str) -> None:
         """Tell those in front of the screen something; workers are not."""

@@ -115,16 +115,21 @@ class Stopping:
         """The unfinished batches that are there for this client's sake alone."""
         batches = self._orchestrator.batches
         own = self._asked_by(client) & batches.keys()
-        made = [batch for batch in batches if batch not in own]
+        made = [batch for batch in batches if batch not in own and self._is_made(batch)]
         made_by = self._store.parents_of(made)
-        parents = {batch: split_number(made_by.get(batch, 0))[0] for batch in made if self._is_made(batch)}
-        while more := [batch for batch, parent in parents.items() if parent in own and batch not in own]:
-            own.update(more)
+        made_in: dict[int, list[int]] = {}
+        for batch in made:
+            made_in.setdefault(split_number(made_by.get(batch, 0))[0], []).append(batch)
+        todo = list(own)
+        for batch in todo:  # It grows while it is gone through, and so does what is needed.
+            own.update(made_in.get(batch, ()))
+            todo += made_in.get(batch, ())
         needed = [batch for batch in batches if batch not in own or self._is_watched(batch, client, own)]
-        for batch in needed:  # It grows while what is needed is gone through.
-            own.discard(batch)
-            needed += [one for one in batches[batch].depends_on if one in own]
-            needed += [one for one, parent in parents.items() if parent == batch and one in own]
+        own.difference_update(needed)
+        for batch in needed:
+            more = own.intersection(batches[batch].depends_on) | own.intersection(made_in.get(batch, ()))
+            own -= more
+            needed += more
         return own
 
     def _asked_by(self, client: Client) -> set[int]:

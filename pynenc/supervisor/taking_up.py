@@ -63,7 +63,7 @@ class TakingUp:
         """Have a batch run that was committed by another supervisor; False when none was."""
         is_known, outcomes = self._recovery.adopt(client.number, number)
         if is_known and self._delivery.clients.get(number >> BATCH_NUMBER_BITS) is not client:
-            self._delivery.watchers.setdefault(number, set()).add(client.number)
+            self._delivery.add_watcher(client, number)
         self._delivery.outcomes += outcomes
         return is_known
 

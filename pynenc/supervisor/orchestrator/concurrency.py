@@ -9,13 +9,9 @@ to run. The first of them is woken each time a holder lets go. Nothing looks at 
 from __future__ import annotations
 
 from collections import deque
-from heapq import heapify, heappop, heappush
 
 from pynenc.protocol.extras import KEY_BYTES, key_at
-from pynenc.supervisor.broker import Range
-
-Order = tuple[int, int, int]
-"""When blocked calls come, the smallest first."""
+from pynenc.supervisor.broker import Line, Order, Range
 
 
 class KeyHolders:
@@ -23,7 +19,7 @@ class KeyHolders:
 
     def __init__(self) -> None:
         self.holders: dict[bytes, dict[int, int]] = {}
-        self.blocked: dict[bytes, list[tuple[Order, Range]]] = {}
+        self.blocked: dict[bytes, Line] = {}
         self.resuming: dict[bytes, deque[int]] = {}
 
     def may_hold(self, key: bytes, holder: int, most: int) -> bool:
@@ -72,14 +68,17 @@ class KeyHolders:
 
     def block(self, key: bytes, order: Order, calls: Range) -> None:
         """Have calls wait for their key."""
-        heappush(self.blocked.setdefault(key, []), (order, calls))
+        blocked = self.blocked.get(key)
+        if blocked is None:
+            blocked = self.blocked[key] = Line()
+        blocked.put(order, calls)
 
     def wake(self, key: bytes) -> Range | None:
         """Take out the calls that come first for this key."""
         blocked = self.blocked.get(key)
         if blocked is None:
             return None
-        _, woken = heappop(blocked)
+        woken = blocked.pop()
         if not blocked:
             del self.blocked[key]
         return woken
@@ -88,22 +87,14 @@ class KeyHolders:
         """Take out those calls of a batch that are blocked."""
         removed = []
         for key in keys & self.blocked.keys():
-            left = []
-            for order, calls in self.blocked[key]:
-                outside, inside = calls.split(first, stop) if calls.batch == batch else ([calls], None)
-                left += [((*order[:2], one.first), one) for one in outside]
-                if inside is not None:
-                    removed.append(inside)
-            heapify(left)
-            if left:
-                self.blocked[key] = left
-            else:
+            removed += self.blocked[key].remove(batch, first, stop)
+            if not self.blocked[key]:
                 del self.blocked[key]
         return removed
 
     def ranges(self) -> list[Range]:
         """All that is blocked."""
-        return [calls for blocked in self.blocked.values() for _, calls in blocked]
+        return [calls for blocked in self.blocked.values() for calls in blocked.ranges()]
 
 
 def first_stretch(column: bytes, first: int, stop: int) -> tuple[bytes, int]:

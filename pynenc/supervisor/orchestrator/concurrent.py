@@ -62,11 +62,11 @@ class Concurrent(Losses):
         """Have those of the calls stopped that run."""
         effects: list[Effect] = []
         for number, worker in self.concurrent.items():
-            for leased in worker.held.values():
-                calls = leased.calls
-                if calls.batch == event.batch and event.first <= calls.first < event.stop:
-                    self.batches[event.batch].withdrawn[calls.first] = event.why  # Should its worker die.
-                    effects += [StopCall(number, leased.position), *self._watch_times()]
+            for index in range(event.first, event.stop) if worker.held else ():
+                position = worker.position_of(event.batch, index)
+                if position is not None:
+                    self.batches[event.batch].withdrawn[index] = event.why  # Should its worker die.
+                    effects += [StopCall(number, position), *self._watch_times()]
         return effects
 
     def _any_must_end(self) -> bool:

@@ -7,7 +7,7 @@ from collections import deque
 from pynenc.protocol.extras import KEY_BYTES, key_at
 from pynenc.protocol.messages import NOT_RETRIABLE, invocation_number, split_number
 from pynenc.status import InvocationStatus
-from pynenc.supervisor.broker import Broker, Range
+from pynenc.supervisor.broker import Broker, Order, Range
 from pynenc.supervisor.events import (
     NO_LIMITS,
     AddWorker,
@@ -28,7 +28,7 @@ from pynenc.supervisor.events import (
     UncutWorker,
     WorkerLimits,
 )
-from pynenc.supervisor.orchestrator.concurrency import KeyHolders, Order, stretches
+from pynenc.supervisor.orchestrator.concurrency import KeyHolders, stretches
 from pynenc.supervisor.orchestrator.dependencies import Dependencies
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased, WorkerLeases
 from pynenc.supervisor.orchestrator.seats import Seats

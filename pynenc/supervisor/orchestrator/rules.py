@@ -171,10 +171,10 @@ class Orchestrator(Recycling):
         shelved = event.why is Ended.SHELVED
         why = Ended.SHELVED if shelved else Ended.KILLED
         for leased in worker.outstanding:
-            _, inside = leased.calls.split(event.first, event.stop)
-            if inside is None or leased.calls.batch != event.batch:
+            if leased.calls.batch != event.batch or (event.why is Ended.EXPIRED and leased.calls.attempt):
                 continue
-            if event.why is Ended.EXPIRED and leased.calls.attempt:
+            _, inside = leased.calls.split(event.first, event.stop)
+            if inside is None:
                 continue
             for index in range(inside.first, inside.stop):
                 at = leased.position + index - leased.calls.first
