@@ -301,3 +301,22 @@ def inflate(x: int, size: int) -> str:
 def in_a_second(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+@app.task(timeout=60.0)
+def note_in_time(log: str, x: int) -> int:
+    append(log, x)
+    return x
+
+
+@app.task
+def wait_for_one_in_other_hands(log: str, how: str) -> int:
+    """Waits for a call that was leased to another worker before anybody knew of the wait."""
+    noted = (note_in_time if how == "limited" else note)(log, 1)
+    app._cluster.sync()
+    if how != "thread":
+        return noted.result
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(lambda: noted.result).result()

@@ -82,6 +82,11 @@ UNFINISHED = (
     f" AND {IS_UNFINISHED} ORDER BY id"
 )
 PARENT = "SELECT parent FROM batches WHERE id = ?"
+EXTRAS = "SELECT count, extras FROM batches WHERE id = ?"
+LEFT_OF_BATCH = (
+    f"SELECT count - {_ENDED_OF.format(table='results', which='')}"
+    f" - {_ENDED_OF.format(table='failures', which=' AND ending > 0')} FROM batches WHERE id = ?"
+)
 HAS_ENDED = (
     "SELECT EXISTS (SELECT 1 FROM results WHERE id BETWEEN ? AND ? AND ? < stop)"
     " OR EXISTS (SELECT 1 FROM failures WHERE ending > 0 AND id BETWEEN ? AND ? AND ? < stop)"

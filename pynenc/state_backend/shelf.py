@@ -65,13 +65,19 @@ class Shelf:
     def take(self, batches: Iterable[int]) -> set[int]:
         """Have batches run now; those of them that were shelved. If this supervisor is killed, the next one takes them up."""
         taken = list(batches)
-        shelved = {batch for batch in taken if self._is_shelved(batch)}
+        shelved = {batch for batch in taken if self.has(batch)}
         for batch in shelved:
             self._changed[batch] = False
         if taken:
             self.unsettle(min(taken) >> BATCH_NUMBER_BITS)
         self.has_taken = self.has_taken or bool(shelved) or self._mark < self._written_mark
         return shelved
+
+    def has(self, batch: int) -> bool:
+        """Whether a batch is kept until somebody asks for it."""
+        if batch in self._changed:
+            return self._changed[batch]
+        return bool(self._rows(queries.IS_SHELVED, (batch,)))
 
     def changes(self) -> list[tuple[str, list[Any]]]:
         """What is to be written with the next commit: statements, each with its rows."""
@@ -111,11 +117,6 @@ class Shelf:
             return counts_of(self._connection, ranges)
         except sqlite3.Error as error:
             raise explained(self._path, "cannot be read", error) from error
-
-    def _is_shelved(self, batch: int) -> bool:
-        if batch in self._changed:
-            return self._changed[batch]
-        return bool(self._rows(queries.IS_SHELVED, (batch,)))
 
     def _rows(self, query: str, values: tuple[int, ...] = ()) -> list[Any]:
         try:

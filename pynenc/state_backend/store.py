@@ -287,6 +287,18 @@ class Store:
         row = self._row(queries.WHOLE_BATCH, (number,))
         return Batch._make(row) if row else None
 
+    def dependencies_of(self, batch: int) -> set[int]:
+        """The batches whose results the calls of a batch take that was committed."""
+        row = self._row(queries.EXTRAS, (batch,))
+        return {on.batch for on in Extras.from_bytes(row[1], row[0]).depended_on()} if row else set()
+
+    def is_unfinished(self, batch: int) -> bool:
+        """Whether a batch was committed, and calls of it have no outcome yet."""
+        row = self._row(queries.LEFT_OF_BATCH, (batch,))
+        ended = [row[:2] for row in self._results] + [row[:2] for row in self._failures if row[4]]
+        added = sum(stop - split_number(number)[1] for number, stop in ended if split_number(number)[0] == batch)
+        return row is not None and row[0] > added
+
     def uncommitted_batches(self) -> set[int]:
         """Those that wait for the next commit."""
         return {row[0] for row in self._batches}

@@ -68,6 +68,8 @@ class Batches:
         if batch.id in self._orchestrator.batches or self._recovery.is_there(batch.id):
             return
         extras = self._extras_of(batch)
+        if extras.dependencies:
+            self._recovery.take_up_for({on.batch for on in extras.depended_on()})
         self._recovery.coming.add(batch.id)
         client.uncommitted.append(batch.id)
         if len(client.uncommitted) == COMMITTED_EVERY:

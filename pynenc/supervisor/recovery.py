@@ -4,6 +4,9 @@ A supervisor that was killed has left batches above the mark of `state_backend/s
 asked for. What was stopped on purpose lies on the shelf until a client asks. Each batch is taken up once, whoever comes
 first: the search, the client that had made it, a rerun of its named group, `pynenc resume`.
 
+With a batch those are taken up whose results its calls take, and before it: its own client may be the first to come, and
+the rules would believe that nobody runs them. Who asks for a batch that is shelved asks for those as well.
+
 A batch that was made by a call which is run again is not taken up: that call makes it anew. It ends as cancelled.
 """
 
@@ -106,6 +109,7 @@ class Recovery:
         self._searched: int | None = None
         self._is_searching = False
         self._found: deque[Found] = deque()
+        self._remade: set[int] = set()
         self.coming: set[int] = set()
         self._asked: list[Resumption] = []
         self.taken: dict[int, int] = {}
@@ -137,6 +141,7 @@ class Recovery:
         """Forget what was found and not taken up yet: it is purged."""
         self._is_searching, self.has_begun = False, True
         self._found.clear()
+        self._remade.clear()
 
     @property
     def has_work(self) -> bool:
@@ -160,7 +165,13 @@ class Recovery:
 
         Before any of them runs: once their parents are finished it cannot be told any more.
         """
-        return [Found(batch, bool(parent) and self._is_rerun(parent), client) for batch, parent in rows]
+        found = []
+        for batch, parent in rows:
+            remade = bool(parent) and (batch in self._remade or self._is_rerun(parent))
+            if remade:
+                self._remade.add(batch)
+            found.append(Found(batch, remade, client))
+        return found
 
     def _is_rerun(self, invocation: int) -> bool:
         """Whether a call that was left unfinished is run again; or the one that made it, which makes it anew."""
@@ -188,6 +199,19 @@ class Recovery:
             self._take_up_all(self._judged([(batch, parent)], client))
         self.taken.pop(batch, None)
         return True, [*results, *failures]
+
+    def take_up_for(self, dependencies: Iterable[int]) -> None:
+        """A new batch takes results of these: those that a supervisor that was killed has left are not to be found later."""
+        if self.is_done:
+            return
+        left = [batch for batch in dependencies if self._is_left(batch) and not self._shelf.has(batch)]
+        if left:
+            self._take_up_all(self._judged(((batch, self._store.parent_of(batch) or 0) for batch in left), 0))
+
+    def _is_left(self, batch: int) -> bool:
+        """Whether nobody runs a batch that is not finished."""
+        is_known = batch in self._orchestrator.batches or self.is_there(batch)
+        return not is_known and self._store.is_unfinished(batch)
 
     def take_up_group(self, group: int, client: int) -> None:
         """Take up those batches of a named group that are unfinished, and what their calls had made."""
@@ -224,10 +248,36 @@ class Recovery:
         for one in piece:
             if one.batch in self.leaving and one.batch in self._orchestrator.batches:
                 self.again[one.batch] = one.client
-        piece = [one for one in piece if not self.is_there(one.batch)]
+        self._remade.difference_update(one.batch for one in piece)
+        piece = self._with_dependencies([one for one in piece if not self.is_there(one.batch)])
+        self._remade.difference_update(one.batch for one in piece)
         shelved = self._shelf.take(one.batch for one in piece)
         for one in piece:
             self._take_up(one, one.batch in shelved)
+
+    def _with_dependencies(self, piece: list[Found]) -> list[Found]:
+        """These batches and those whose results they take, as far as nobody runs them; each behind those that it waits for."""
+        own = {one.batch: one for one in piece}
+        in_order: list[Found] = []
+        seen: set[int] = set()
+        todo = [(one, False) for one in reversed(piece)]
+        while todo:
+            one, is_last = todo.pop()
+            if is_last:
+                in_order.append(one)
+            elif one.batch not in seen:
+                seen.add(one.batch)
+                todo.append((one, True))
+                if one.remade:
+                    continue  # It ends, and takes nothing.
+                is_asked_for = self._shelf.has(one.batch)
+                for batch in sorted(self._store.dependencies_of(one.batch) - seen, reverse=True):
+                    if batch in own:
+                        todo.append((own[batch], False))
+                    elif self._is_left(batch) and (is_asked_for or not self._shelf.has(batch)):
+                        parent = self._store.parent_of(batch) or 0
+                        todo += [(found, False) for found in self._judged([(batch, parent)], one.client)]
+        return in_order
 
     def _take_up(self, found: Found, is_shelved: bool) -> None:
         number = found.batch

@@ -14,6 +14,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
 from tests import concurrent_tasks, rules, tasks
-from tests.conftest import Finished, Lateness, own_processes, supervisor, wait_until
+from tests.conftest import PROJECT, Finished, Lateness, own_processes, supervisor, wait_until
 
 
 def kill_supervisor() -> None:
@@ -162,6 +164,92 @@ def test_calls_that_wait_for_calls_and_results_as_arguments_go_on() -> None:
     assert total.get(timeout=60) == 6
     assert list(slow.results) == list(range(10))
     killer.join()
+
+
+class Chain:
+    """Scripts each of whose calls takes the result of the next one's; the last one's waits for a file."""
+
+    def __init__(self, directory: Path, gate: Path, count: int) -> None:
+        (directory / "script.py").write_text(
+            "import sys\nfrom tests import tasks\n"
+            "tasks.add(1, 2).result\n"
+            "print('connected', flush=True)\n"
+            "given = sys.stdin.readline().strip()\n"
+            f"own = tasks.echo(tasks.app.get_invocation(given)) if given else tasks.wait_for({str(gate)!r})\n"
+            "tasks.app._cluster.sync()\n"
+            "print(own.invocation_id, flush=True)\n"
+            "print(own.result, flush=True)\n"
+        )
+        self.scripts: list[subprocess.Popen[str]] = []
+        for _ in range(count):  # In the order of their numbers, which is not the one in which they call.
+            script = subprocess.Popen(
+                [sys.executable, "script.py"],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(PROJECT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self.scripts.append(script)
+            assert self._line_of(script) == "connected"
+
+    def call(self) -> str:
+        """Have them call, the last one first; the invocation of the first one."""
+        last = ""
+        for script in reversed(self.scripts):
+            assert script.stdin is not None
+            script.stdin.write(f"{last}\n")
+            script.stdin.flush()
+            last = self._line_of(script)
+        return last
+
+    def signal(self, number: signal.Signals) -> None:
+        for script in self.scripts:
+            script.send_signal(number)
+
+    def results(self) -> list[str]:
+        return [self._line_of(script) for script in self.scripts]
+
+    def end(self) -> None:
+        for script in self.scripts:
+            script.kill()
+            script.communicate()
+
+    def _line_of(self, script: subprocess.Popen[str]) -> str:
+        assert script.stdout is not None
+        return script.stdout.readline().strip()
+
+
+def has_all_three(but: int) -> bool:
+    """Whether a supervisor that is not this process has all three calls."""
+    report = tasks.app.report()
+    return report is not None and report["pid"] != but and report["unfinished"] == 3
+
+
+@pytest.mark.parametrize("others", ["come later", "are dead"])
+def test_what_a_call_takes_is_taken_up_before_it_whoever_had_made_it(others: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    tasks.add(1, 2).result  # noqa: B018  # The first client is here.
+    chain = Chain(tmp_path, gate, 2)
+    try:
+        own = tasks.echo(tasks.app.get_invocation(chain.call()))
+        ended: list[object] = []
+        own.add_done_callback(ended.append)  # So this process sees at once that a supervisor is gone.
+        tasks.app._cluster.sync()
+        chain.signal(signal.SIGSTOP if others == "come later" else signal.SIGKILL)
+        for _ in range(2):  # Another one is killed when it has just taken over.
+            killed = supervisor()
+            killed.kill()
+            wait_until(lambda pid=killed.pid: has_all_three(pid) or bool(ended), "another one has the calls")  # type: ignore[misc]
+        assert not ended
+        gate.touch()
+        assert own.get(timeout=30) == str(gate)
+        if others == "come later":
+            chain.signal(signal.SIGCONT)
+            assert chain.results() == [str(gate)] * 2
+    finally:
+        gate.touch()
+        chain.end()
 
 
 def test_a_call_that_must_not_run_twice_fails(tmp_path: Path) -> None:

@@ -152,3 +152,21 @@ def test_a_call_that_waited_is_itself_again() -> None:
     for invocation, (before, after, result) in zip(group, group.results, strict=True):
         assert before == after == invocation.invocation_id
         assert result == int(invocation.arguments.kwargs["x"]) ** 2
+
+
+@pytest.mark.parametrize("how", ["plain", "limited", "thread"])
+def test_what_a_call_waits_for_does_not_stay_behind_a_long_one(how: str, tmp_path: Path, workers: int) -> None:
+    if workers == 1:
+        pytest.skip("the long call has the only worker")
+    at, gate, log = tmp_path / "at", tmp_path / "gate", tmp_path / "log"
+    (tmp_path / "crowd").mkdir()  # Both workers have started.
+    assert len(set(tasks.crowd.parallelize([(str(tmp_path / "crowd"),)] * 2).results)) == 2
+    held = rules.hold(str(at), str(gate))
+    wait_until(at.exists, "the long call runs")
+    try:
+        assert rules.wait_for_one_in_other_hands(str(log), how).get(timeout=15) == 1
+        assert held.status is InvocationStatus.RUNNING
+    finally:
+        gate.touch()
+    assert held.get(timeout=30) is None
+    assert log.read_text().split() == ["1"]

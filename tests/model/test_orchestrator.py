@@ -825,6 +825,22 @@ class Cluster(RuleBasedStateMachine):
         kept = [one for one in self.orchestrator._all_workers().values() if one.wear.is_full or one.wear.is_old]
         assert self.measuring or not (held or kept)
 
+    @invariant()
+    def what_a_worker_waits_for_does_not_stay_behind_another_call(self) -> None:
+        workers = self.orchestrator.workers.values()
+        idle = [one for one in workers if one.paused and not (one.outstanding or one.resuming or one.is_dying)]
+        awaited = {batch for worker in idle for batch in worker.awaited[-1]}
+        behind = [
+            leased
+            for worker in workers
+            if not worker.paused and not worker.is_dying
+            for leased in worker.outstanding
+            if leased.calls.batch in awaited and self.tasks[leased.calls.batch] not in KEYED
+            if leased.end - 1 > worker.outstanding[0].position
+            if worker.cut is None or max(leased.position, worker.outstanding[0].position + 1) < worker.cut[0]
+        ]
+        assert self.looking or not behind
+
     def teardown(self) -> None:
         """Let everything run to its end: no call may be left, and nobody may wait for ever."""
         for number in list(self.workers):

@@ -57,16 +57,14 @@ class Leasing(Arrivals):
         while broker.ready:
             number, worker = self._worker_with_room()
             if worker is None:
-                return effects
+                return effects + (self._look_again() if self._any_waits() else [])
             task = self.tasks[broker.peek().task]
             calls = broker.take(min(self._lease_size(task, worker.load_s), self._left(worker)))
             if self.batches[calls.batch].extras.running:
                 effects += self._lease_keyed(number, calls)
             else:
                 effects += self._lease(number, worker, calls)
-        if not self._looking and (self._someone_idles_beside_a_queue() or self._waiting_threads_hold_calls()):
-            self._looking = True
-            effects.append(LookAgain(LOOK_AGAIN_S))
+        effects += self._look_again()
         if not self._watching_stops and any(worker.may_hold_unbegun for worker in self.workers.values()):
             self._watching_stops = True
             effects.append(WatchStops(STOPS_S))
@@ -132,8 +130,15 @@ class Leasing(Arrivals):
         return [*effects, UncutWorker(event.worker)]
 
     def looked(self, event: Looked) -> list[Effect]:
-        """A worker idles while another holds calls that it has not begun: take half of them back."""
+        """A worker idles while another holds calls that it has not begun: take half of them back.
+
+        So are calls that lie behind another while the worker whose call waits for them has nothing to do; and calls for
+        which a spare worker would be started. Both only from workers that have not moved since the last look: else these
+        are about to begin them.
+        """
         self._looking = False
+        stuck = {number for number, position in event.positions.items() if self._stood_at.get(number) == position}
+        self._stood_at = event.positions
         effects: list[Effect] = []
         for number, position in event.positions.items():
             worker = self.workers.get(number)
@@ -141,12 +146,18 @@ class Leasing(Arrivals):
                 start, stop = worker.unstarted(position)
                 if start < stop:
                     effects += self._cut(number, worker, start)
+        for number, start in self._awaited_behind_others(event.positions).items():
+            if number in stuck:
+                effects += self._cut(number, self.workers[number], start)
         if effects or self.broker.ready or not self._someone_idles_beside_a_queue():
             return effects
+        is_there = self._someone_idles()
         most, victim = 0, -1
         for number, position in event.positions.items():
             worker = self.workers.get(number)
-            if worker is not None and not worker.paused and (count := self._movable(worker, position)) > most:
+            if worker is None or worker.paused or not (is_there or number in stuck):
+                continue
+            if (count := self._movable(worker, position)) > most:
                 most, victim = count, number
         if victim < 0:
             return []
@@ -263,9 +274,7 @@ class Leasing(Arrivals):
 
     def _can_run_apart(self) -> bool:
         """Whether there is a worker with nothing to do, or may be one soon."""
-        may_be_added = self._count_able() < self._size and self._count_workers() < self._size + self._spares
-        idle = (worker for worker in self.workers.values() if worker.is_idle)
-        return may_be_added or self._joining > 0 or any(map(self._has_room, idle))
+        return self._may_add_worker() or self._joining > 0 or self._someone_idles()
 
     def _put_first(self, number: int) -> None:
         """Calls that others wait for come before all others; the more wait, the earlier."""
@@ -361,12 +370,70 @@ class Leasing(Arrivals):
             return 0
         return self.limits.max_calls - wear.calls if self.limits.max_calls else MAX_BATCH_CALLS
 
+    # Looking.
+
+    def _look_again(self) -> list[Effect]:
+        """Have the workers looked at if calls may have to be taken back from one."""
+        if self._looking:
+            return []
+        self._looking = any(worker.several for worker in self.workers.values()) and (
+            self._someone_idles_beside_a_queue()
+            or self._waiting_threads_hold_calls()
+            or bool(self._any_waits() and self._awaited_behind_others({}))
+        )
+        if self._looking:
+            return [LookAgain(LOOK_AGAIN_S)]
+        self._stood_at = {}
+        return []
+
+    def _awaited_behind_others(self, positions: dict[int, int]) -> dict[int, int]:
+        """The workers that hold calls behind their own for which another worker waits, with nothing to do; from where on.
+
+        That one would run them at once, or a worker that is added for them.
+        """
+        holding = [
+            (number, worker)
+            for number, worker in self.workers.items()
+            if worker.several and not worker.paused and not worker.is_dying
+        ]
+        found: dict[int, int] = {}
+        if not holding:
+            return found
+        for waiting in self.workers.values():
+            if not waiting.paused or waiting.outstanding or waiting.resuming or waiting.is_dying:
+                continue
+            awaited = set(self._with_dependencies(waiting.awaited[-1]))
+            for number, worker in holding:
+                start = self._first_of(awaited, number, worker, positions.get(number, 0))
+                if start is not None:
+                    found[number] = min(start, found.get(number, start))
+        return found
+
+    def _first_of(self, batches: set[int], number: int, worker: WorkerLeases, position: int) -> int | None:
+        """From which position on a worker holds calls of these batches that it has not begun and others could run."""
+        start, stop = worker.unstarted(max(position, worker.outstanding[0].position))
+        keys_before: set[bytes] = set()
+        for leased in worker.outstanding:
+            first = max(start, leased.position)
+            column = self.batches[leased.calls.batch].extras.running
+            key = key_at(column, leased.calls.first) if column else b""
+            if leased.calls.batch in batches and first < min(stop, leased.end):
+                # A key that it holds for nothing before these calls is free without them.
+                holder = number if first == leased.position and key not in keys_before else -1
+                if not key or self.keys.may_hold(key, holder, self.tasks[leased.calls.task].options.max_running):
+                    return first
+            keys_before.add(key)
+        return None
+
+    def _someone_idles(self) -> bool:
+        return any(worker.is_idle and self._has_room(worker) for worker in self.workers.values())
+
     def _someone_idles_beside_a_queue(self) -> bool:
-        workers = self.workers.values()
-        return any(worker.is_idle and self._has_room(worker) for worker in workers) and any(
-            worker.several and self._movable(worker, worker.outstanding[0].position)
-            for worker in workers
-            if not worker.paused
+        if not (self._someone_idles() or (self._any_waits() and self._may_add_worker())):
+            return False
+        return any(
+            worker.several and not worker.paused and self._movable(worker, worker.outstanding[0].position)
+            for worker in self.workers.values()
         )
 
     def _waiting_threads_hold_calls(self) -> bool:

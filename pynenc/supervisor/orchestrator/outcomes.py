@@ -65,6 +65,7 @@ class Outcomes:
         self._registered: dict[bytes, tuple[int, int, bytes]] = {}
         self._arrivals = 0
         self._looking = False
+        self._stood_at: dict[int, int] = {}
         self._watching_stops = False
         self._crossed = False
         self._watching_times = False
@@ -283,10 +284,7 @@ class Outcomes:
     def _fit_workers(self) -> list[Effect]:
         """Have as many workers that can run calls as processors are meant to be used, as long as there is work."""
         effects: list[Effect] = []
-        able, total = self._count_able(), self._count_workers()
-        most = self._size + self._spares
-        if not able and any(worker.threads for worker in self.workers.values()):
-            most = max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
+        able, total, most = self._count_able(), self._count_workers(), self._most_workers()
         while self.broker.ready and able < self._size and total < most:
             effects.append(AddWorker())
             self._joining += 1
@@ -298,6 +296,16 @@ class Outcomes:
             effects.append(RetireWorker(number))
             able, total = able - 1, total - 1
         return effects
+
+    def _may_add_worker(self) -> bool:
+        """Whether one more worker would be started if calls were queued."""
+        return self._count_able() < self._size and self._count_workers() < self._most_workers()
+
+    def _most_workers(self) -> int:
+        most = self._size + self._spares
+        if not self._count_able() and any(worker.threads for worker in self.workers.values()):
+            return max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
+        return most
 
     def _count_able(self) -> int:
         """How many workers can run calls that nobody waits for, or are about to."""
