@@ -70,6 +70,9 @@ nested_wait: Callable[[Any, Callable[[], bool], Sequence[int], float | None], bo
 nested_await: Callable[[Any, Sequence[int]], Awaitable[None]] | None = None
 """In workers that run many calls at once: how a coroutine awaits outcomes, given a future and the batches."""
 
+collecting: set[Callable[[], None]] = set()
+"""In workers: lets the calls leave that tasks have made here and that are being collected to leave together."""
+
 uses_blobs = False
 """Whether a blob was ever mapped in this process."""
 

@@ -141,7 +141,7 @@ class Task(Generic[Params, Result]):
             in_flight: How many calls may be under way at once; None lets it follow the calls' duration.
 
         Raises:
-            BaseException: What a call raised, when its turn comes.
+            BaseException: What a call raised, when its turn comes; or the iterable, after the results of what came before.
             ValueError: `in_flight` is no number of at least 1.
         """
         if in_flight is not None and (not isinstance(in_flight, int) or in_flight < 1):

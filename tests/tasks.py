@@ -230,6 +230,13 @@ def fire_child(x: int) -> str:
 
 
 @app.task
+def fire_children(x: int) -> tuple[int, str]:
+    """Wait for neither of two children; the second one is collected, since the first is under way."""
+    add(x, 0)
+    return os.getpid(), add(x, 1).invocation_id
+
+
+@app.task
 def crowd(path: str) -> int:
     """Return only when another call of this task runs at the same time."""
     mine = Path(path) / str(os.getpid())

@@ -109,6 +109,8 @@ class Batcher:
                     self._send(task, submission, pack_call(task, entry), 0, caller)
                     return submission, 0
                 batch = self._open[task] = OpenBatch(submission, now, caller)
+                if context.worker_of is not None:
+                    context.collecting.add(self.flush)
                 self._wake_flusher()
             entries = batch.entries
             index = len(entries)
@@ -195,6 +197,9 @@ class Chunks:
     A collection, or `zip` over collections, is taken a batch at a time. A generator may take its time for each item, so
     it is asked for one at first, and for more while they come quickly. It may also use an object again for its next
     item, so its items are pickled one by one as they come.
+
+    Attributes:
+        error: What kept the items from going on, where it is kept until what came before has been taken.
     """
 
     def __init__(
@@ -204,8 +209,11 @@ class Chunks:
         common: Mapping[str, Any] | None = None,
         constant: Extras = NONE,
         freezer: Freezes | None = None,
+        keeps_error: bool = False,
     ) -> None:
         self._task = task
+        self._keeps_error = keeps_error
+        self.error: Exception | None = None
         self._freezer = freezer
         self._common = common
         self._constant = constant
@@ -220,11 +228,14 @@ class Chunks:
 
         Raises:
             TypeError: An item is no valid call; those before it that are not in a batch yet are not sent either.
+            Exception: Whatever the source raises, likewise. Where errors are kept, there are no more items instead.
         """
         if self._freezer is not None:
             self._freezer.sent()
         if (packed := next(self._rest, None)) is not None:
             return [packed]
+        if self.error is not None:
+            return []
         source = islice(self._source, min(size, self._count))
         if self._is_collection:
             chunk = list(source)
@@ -241,7 +252,16 @@ class Chunks:
         return batches
 
     def _frozen(self, items: Iterable[Any]) -> Iterator[Any]:
-        """Items as they can wait: as they are when they are tuples of numbers, else as the task says."""
+        """Items as they can wait, up to one that is none if that is to be told of later."""
+        try:
+            yield from self._as_they_wait(items)
+        except Exception as error:  # the user's own iterator, or pickling
+            if not self._keeps_error:
+                raise
+            self.error = error
+
+    def _as_they_wait(self, items: Iterable[Any]) -> Iterator[Any]:
+        """They are as they are when they are tuples of numbers, else as the task says."""
         task, scalars = self._task, SCALARS
         fitting = -1
         if self._has_keys or self._common:

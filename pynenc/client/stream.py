@@ -58,7 +58,8 @@ def stream(
         yield from _stream_calls(runner, task, items, ordered, in_flight)
         return
     freezer = LazyFreezer(lambda: nullcontext(runner.blobs.freezer))
-    chunks = Chunks(task, runner.without_cycles(task, items), constant=constant_of(task), freezer=freezer)
+    calls = runner.without_cycles(task, items)
+    chunks = Chunks(task, calls, constant=constant_of(task), freezer=freezer, keeps_error=True)
     window = Window(in_flight)
     under_way: deque[Submission] = deque()
     blob_bytes: dict[int, int] = {}
@@ -75,6 +76,8 @@ def stream(
                 group = group or under_way[-1].number
                 count += packed.count
         if not under_way:
+            if chunks.error is not None:
+                raise chunks.error
             return
         if not ordered:
             _bring_forward(runner, under_way, lambda one: not one.unfinished, list(under_way))
@@ -102,11 +105,17 @@ def _stream_calls(
 ) -> Iterator[Any]:
     """The same for calls that may be answered by invocations that are there already, which are looked up one by one."""
     under_way: deque[DistributedInvocation[Any, Any]] = deque()
+    failure: Exception | None = None
     source = iter(items)
     while True:
-        for item in islice(source, (in_flight or FIRST_IN_FLIGHT) - len(under_way)):
-            under_way.append(runner.submit(task, *task.call_of(item)))
+        try:
+            for item in islice(source, (in_flight or FIRST_IN_FLIGHT) - len(under_way)):
+                under_way.append(runner.submit(task, *task.call_of(item)))
+        except Exception as error:  # the user's own iterator, or no valid call
+            source, failure = iter(()), error
         if not under_way:
+            if failure is not None:
+                raise failure
             return
         if not ordered:
             _bring_forward(runner, under_way, lambda one: one.has_outcome, [one.submission for one in under_way])

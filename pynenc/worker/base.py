@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pynenc import execution
+from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.references import refers
 from pynenc.conf.config_task import options_from_json
@@ -113,6 +114,17 @@ def let_calls_leave() -> None:
     """Have everything acknowledged that tasks have called here and not waited for: this process is about to end."""
     for app in {task.app for task in registered.values()}:
         app.close()
+
+
+def let_collected_calls_leave() -> None:
+    """Have the supervisor get what tasks have called here before it gets their results.
+
+    Else their children would be lost with this process, and their ids mean nothing to whoever gets them as a result.
+    """
+    while context.collecting:
+        # Another thread may be at it; and whoever waits for calls that cannot be sent is told, or ends.
+        with contextlib.suppress(KeyError, RunnerError):
+            context.collecting.pop()()
 
 
 class BaseWorker:

@@ -27,7 +27,7 @@ from pynenc.exceptions import ProtocolError, TaskTimeoutError
 from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
 from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import Frozen, leased_arguments
-from pynenc.worker.base import BaseWorker, DeclaredTask, Output
+from pynenc.worker.base import BaseWorker, DeclaredTask, Output, let_collected_calls_leave
 from pynenc.worker.event_loop import EventLoop
 from pynenc.worker.forks import end_child
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
@@ -245,6 +245,7 @@ class ConcurrentWorker(BaseWorker):
     def send(self, message: bytes) -> None:
         """Send frames."""
         end_child()  # Before the lock, which may be held by a thread that is not here any more.
+        let_collected_calls_leave()
         with self._send_lock:
             super().send(message)
 

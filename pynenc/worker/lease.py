@@ -27,7 +27,7 @@ from pynenc.protocol.messages import (
 )
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, Slot
 from pynenc.serializer import Referring, freeze, leased_arguments, pack
-from pynenc.worker.base import DeclaredTask
+from pynenc.worker.base import DeclaredTask, let_collected_calls_leave
 from pynenc.worker.forks import end_child, end_child_in_lease
 
 SHIP_S = 0.01
@@ -111,8 +111,9 @@ class Shipper:
         self.ship()
 
     def ship(self) -> None:
-        """Send everything that has an outcome."""
+        """Send everything that has an outcome, behind the calls that were made on the way to it."""
         end_child()
+        let_collected_calls_leave()
         with self._lock:
             self._close_stretch()
             if self._frames:

@@ -368,6 +368,28 @@ def test_a_call_inside_of_itself_is_refused_with_the_circle() -> None:
         rules.large_argument_again(b"x" * 100_000).get(timeout=20)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("task", [tasks.echo, keyed.remembered], ids=["plain", "looked-up"])
+@pytest.mark.parametrize("what", ["source", "item of an iterator", "item of a list"])
+def test_what_breaks_a_stream_is_told_after_the_results_of_what_came_before(
+    task: Any, ordered: bool, what: str, tmp_path: Path
+) -> None:
+    more = (0, str(tmp_path / "log")) if task is keyed.remembered else ()
+
+    def source() -> Iterator[Any]:
+        yield from ((x, *more) for x in range(100))
+        if what == "source":
+            raise OSError("the source is gone")
+        yield ("too", "many", "arguments", "here")
+
+    results: list[int] = []
+    expected = pytest.raises(OSError, match="gone") if what == "source" else pytest.raises(TypeError, match="too many")
+    with expected:
+        for result in task.stream(list(source()) if what == "item of a list" else source(), ordered=ordered):
+            results.append(result)
+    assert sorted(results) == list(range(100))
+
+
 @pytest.mark.parametrize("how", ["parallelize", "stream"])
 def test_a_call_inside_of_itself_is_refused_among_others(how: str) -> None:
     with pytest.raises(CycleDetectedError, match=r"ping.* -> .*pong.* -> .*ping"):

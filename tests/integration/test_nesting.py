@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -36,6 +38,19 @@ def test_a_group_inside_a_call() -> None:
 
 def test_results_as_they_come_inside_a_call() -> None:
     assert rules.as_they_come(300).get(timeout=60) == sum(x * x for x in range(300))
+
+
+def test_calls_that_a_call_leaves_behind_are_known_before_its_result() -> None:
+    for x in range(50):
+        _, child_id = tasks.fire_children(x).result
+        assert tasks.app.get_invocation(child_id).result == x + 1
+
+
+def test_calls_that_a_call_leaves_behind_outlive_its_worker() -> None:
+    for x in range(3):
+        worker, child_id = tasks.fire_children(x).result
+        os.kill(worker, signal.SIGKILL)
+        assert tasks.app.get_invocation(child_id).get(timeout=60) == x + 1
 
 
 def test_threads_of_a_call_wait_too() -> None:
