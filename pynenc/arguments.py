@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -95,18 +97,50 @@ class Arguments:
 
 
 def digest(value: Any) -> bytes:
-    """A digest of a value, 32 bytes. The order of dictionaries and sets does not count, nor which parts are the same object."""
+    """A digest of a value, 32 bytes, the same in every process.
+
+    Wherever they are in the value, the order of dictionaries and sets does not count, nor which parts are the same object.
+
+    Raises:
+        SerializationError: It cannot be pickled.
+    """
+    return _digest(value, ())
+
+
+def _digest(value: Any, around: tuple[int, ...]) -> bytes:
     from hashlib import sha256
 
     from pynenc.serializer import dumps
 
-    kind = type(value)
-    if kind in (list, tuple):
-        parts = [digest(one) for one in value]
-    elif kind is dict:
-        parts = sorted(digest(key) + digest(one) for key, one in value.items())
-    elif kind in (set, frozenset):
-        parts = sorted(digest(one) for one in value)
-    else:
-        parts = [dumps(value)]
-    return sha256(b"".join((kind.__qualname__.encode(), b"\0", *parts))).digest()
+    pickled = io.BytesIO()
+    try:
+        _Canonical(pickled, around).dump(value)
+    except Exception:  # Functions that have no name, lists that contain themselves, the user's own pickling.
+        return sha256(dumps(value)).digest()
+    return sha256(pickled.getvalue()).digest()
+
+
+class _Canonical(pickle.Pickler):
+    """Pickles equal values alike.
+
+    Args:
+        target: Where the pickle goes, which cannot be read back.
+        around: The ids of the dictionaries and sets that the value lies in, the innermost first.
+    """
+
+    def __init__(self, target: io.BytesIO, around: tuple[int, ...]) -> None:
+        super().__init__(target, 5)
+        self.fast = True  # Else what comes twice is referred to the second time, and its equal is not.
+        self._around = around
+
+    def persistent_id(self, value: Any) -> Any:
+        """In the place of a dictionary or set stand the digests of what is in it."""
+        kind = type(value)
+        if kind is not dict and kind is not set and kind is not frozenset:
+            return None
+        if id(value) in self._around:
+            return self._around.index(id(value))
+        around = (id(value), *self._around)
+        if kind is dict:
+            return "dict", sorted(_digest(key, around) + _digest(one, around) for key, one in value.items())
+        return kind.__name__, sorted(_digest(one, around) for one in value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from pynenc.exceptions import (
     WorkerTraceback,
 )
 from tests import keyed, tasks
+from tests.conftest import PROJECT
 
 
 def test_a_task_shows_itself_and_its_function() -> None:
@@ -113,6 +116,48 @@ def test_arguments_are_equal_however_the_call_was_written() -> None:
     assert Arguments() == Arguments({})
     assert Arguments({"a": {"x": 1, "y": 2}}) == Arguments({"a": {"y": 2, "x": 1}})
     assert Arguments({"a": {1, 2, 300}}) == Arguments({"a": {300, 2, 1}})
+
+
+@dataclasses.dataclass
+class Tagged:
+    """Has a set where a pickle takes it as it comes, and parts that may be one object or two."""
+
+    tags: set[str]
+    first: str
+    second: str
+
+
+def tagged_digest(is_one_object: bool) -> str:
+    text = "some text"
+    again = text if is_one_object else "".join(["some ", "text"])
+    return Arguments({"one": Tagged({f"tag {x}" for x in range(50)}, text, again), "many": [text, again]}).args_id
+
+
+def test_digests_are_the_same_in_every_process_and_whichever_parts_are_one_object() -> None:
+    program = "from tests.unit.test_tasks import tagged_digest; print(tagged_digest({}))"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program.format(seed == 1)],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in (1, 2)
+    ]
+    assert set(found) == {tagged_digest(True)} == {tagged_digest(False)}
+
+
+def test_arguments_that_contain_themselves_can_be_compared() -> None:
+    def turning(start: int) -> Arguments:
+        circle: list[object] = [start]
+        circle.append(circle)
+        knot: dict[str, object] = {"at": start}
+        knot["again"] = [knot, {"knot": knot}]
+        return Arguments({"circle": circle, "knot": knot})
+
+    assert turning(1) == turning(1) != turning(2)
 
 
 def test_a_call_goes_through_json() -> None:
