@@ -48,6 +48,7 @@ class ConfigTask(Config):
     """
 
     section: ClassVar[str] = "task"
+    task_id = ""
 
     parallel_batch_size = integer(
         0, "Most calls of a `parallelize` per batch; 0 lets pynenc choose.", aliases=("auto_parallel_batch_size",)
@@ -169,15 +170,22 @@ class ConfigTask(Config):
 
     def _table(self, content: Mapping[str, Any], source: str) -> dict[str, Found]:
         found = super()._table(content, source)
-        section = content.get("task", {})
-        own = section.get(self.task_id, {}) if isinstance(section, Mapping) else {}
         by_name = option_fields()
-        for name, value in own.items():
+        for name, value in self._own_table(content.get("task", {})).items():
             where = f'{source} [task."{self.task_id}"]'
             if name not in by_name:
                 raise ConfigError(where, name, f"unknown field{nearest(name, by_name)}")
             found[by_name[name].name] = Found(value, where)
         return found
+
+    def _own_table(self, section: Any) -> Mapping[str, Any]:
+        """The table of this task: TOML makes `[task.jobs.add]` a table in a table, and `[task."jobs.add"]` one named so."""
+        at = section
+        for part in self.task_id.split("."):
+            at = at.get(part, {}) if isinstance(at, Mapping) else {}
+        by_parts = at if isinstance(at, Mapping) else {}
+        by_id = section.get(self.task_id, {}) if isinstance(section, Mapping) else {}
+        return {**by_parts, **by_id}
 
     def _is_inner_table(self, name: str, value: Any) -> bool:
         return isinstance(value, Mapping)

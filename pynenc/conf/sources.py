@@ -63,6 +63,11 @@ class Config:
         """The environment variable for a field of this class alone."""
         return f"{PREFIX}{cls.__name__.upper()}__{field.name.upper()}"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and not hasattr(type(self), name):
+            raise unknown_name("set by the program", name, [field.name for field in self.fields()])
+        super().__setattr__(name, value)
+
     def value_of(self, field: Field[T]) -> T:
         """The value of a field."""
         value: T = self._values[field.name]
@@ -169,6 +174,7 @@ def check_environment() -> None:
         ConfigError: Names the variable and the nearest valid one.
     """
     from pynenc.conf.classes import config_classes
+    from pynenc.conf.config_task import option_fields
 
     ours = [name for name in os.environ if name.upper().startswith(PREFIX) and name != FILEPATH_VARIABLE]
     if not ours:
@@ -178,7 +184,11 @@ def check_environment() -> None:
         names = [name for field in kind.fields() for name in (field.name, *field.aliases)]
         valid.update(f"{PREFIX}{kind.__name__.upper()}__{name.upper()}" for name in names)
     for variable in ours:
-        if variable not in valid and "#" not in variable:
+        if "#" in variable and variable.upper().startswith(f"{PREFIX}CONFIGTASK__"):
+            option, options = variable.rpartition("__")[2].lower(), option_fields()
+            if option not in options:
+                raise ConfigError(f"environment variable {variable}", option, f"unknown field{nearest(option, options)}")
+        elif variable not in valid:
             raise ConfigError(f"environment variable {variable}", variable, f"unknown field{nearest(variable, valid)}")
 
 

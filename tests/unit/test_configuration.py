@@ -171,10 +171,34 @@ def test_a_wrong_table_for_tasks_is_told_of() -> None:
         ConfigTask("m.f", {"task": {"m.f": {"max_retry": 3}}})
 
 
-def test_a_wrong_variable_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKER", "2")
-    with pytest.raises(ConfigError, match="PYNENC__NUM_WORKERS"):
+@pytest.mark.parametrize("header", ["tool.pynenc.task.jobs.add", 'tool.pynenc.task."jobs.add"'])
+def test_a_table_for_a_task_may_be_quoted_or_not(empty_project: Path, header: str) -> None:
+    (empty_project / "pyproject.toml").write_text(f"[tool.pynenc.task]\npriority = 1\n[{header}]\nmax_retries = 4\n")
+    conf = ConfigTask("jobs.add")
+    assert (conf.max_retries, conf.priority) == (4, 1)
+    assert (ConfigTask("jobs.other").max_retries, ConfigTask("jobs.other").priority) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("PYNENC__NUM_WORKER", "PYNENC__NUM_WORKERS"),
+        ("PYNENC__CONFIGTASK__M#F__MAX_RETRY", "max_retries"),
+        ("PYNENC__CONFIGTASKS__M#F__MAX_RETRIES", "unknown field"),
+    ],
+)
+def test_a_wrong_variable_is_told_of(monkeypatch: pytest.MonkeyPatch, variable: str, meant: str) -> None:
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ConfigError, match=meant):
         ConfigPynenc()
+
+
+def test_a_wrong_name_in_the_program_is_told_of() -> None:
+    conf = ConfigPynenc()
+    with pytest.raises(ConfigError, match=r"num_worker: unknown field, did you mean 'num_workers'"):
+        conf.num_worker = 3  # type: ignore[attr-defined]
+    conf.num_workers = 3
+    assert conf.num_workers == 3
 
 
 def test_files_that_are_missing_or_broken_are_told_of(empty_project: Path) -> None:
