@@ -169,7 +169,10 @@ class Pynenc:
         Raises:
             InvocationNotFoundError: There is none in this app and state directory.
         """
-        return self._cluster.find(invocation_id)
+        from pynenc.invocation.synchronous import SYNCHRONOUS
+
+        made_here = invocation_id.startswith(SYNCHRONOUS)
+        return self._synchronous.find(invocation_id) if made_here else self._cluster.find(invocation_id)
 
     def put(self, value: Value) -> BlobRef[Value]:
         """Put a large value into shared memory once, to be used as an argument of many calls.

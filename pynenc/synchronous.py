@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from pynenc import context, execution
-from pynenc.exceptions import CycleDetectedError, DependencyError
+from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNotFoundError
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
 from pynenc.lineage import call_in_words, circle
 from pynenc.prepared import CallKeys, PreparedCall
@@ -46,6 +47,7 @@ class SynchronousRunner:
 
     def __init__(self) -> None:
         self._cached: dict[bytes, bytes] = {}
+        self._alive: WeakValueDictionary[str, SynchronousInvocation[Any, Any]] = WeakValueDictionary()
 
     def submit(
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -57,6 +59,7 @@ class SynchronousRunner:
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
             task, lambda: task.args_from(entry), parent.invocation() if parent else None
         )
+        self._alive[invocation.invocation_id] = invocation
         if parent is not None and task.conf.cycle_control:
             found = circle(task, lambda: invocation.arguments, invocation.parent_invocation)
             if found:
@@ -96,6 +99,18 @@ class SynchronousRunner:
 
         return BlobRef(Frozen(dumps(value)), ())
 
+    def find(self, invocation_id: str) -> SynchronousInvocation[Any, Any]:
+        """The invocation with this id.
+
+        Raises:
+            InvocationNotFoundError: It is gone: nothing is stored, so that it is there only while somebody holds it.
+        """
+        found = self._alive.get(invocation_id)
+        if found is None:
+            why = "it was made in synchronous mode, which stores nothing, and nobody in this process holds it any more"
+            raise InvocationNotFoundError(invocation_id, why)
+        return found
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
@@ -117,6 +132,9 @@ def _attempt(invocation: SynchronousInvocation[Any, Any], task: Task[Any, Any], 
         value = func(*entry) if type(entry) is tuple else execution.call_frozen(func, entry)
         frozen = freeze(value)
         invocation.succeed(loads(frozen) if type(frozen) is Frozen else frozen)
+    except KeyboardInterrupt as error:  # The script's own: here, whoever interrupts the call means the script.
+        invocation.fail(error)
+        raise
     except BaseException as error:  # user code: the same as in a worker
         asked_s = execution.retry_delay(error, task.retriable_exceptions)
         retries = invocation.num_retries

@@ -225,8 +225,9 @@ async def slowly_double(x: int) -> int:
 
 
 @app.task
-def fire_child(x: int) -> str:
-    return add(x, 1).invocation_id
+def children(x: int) -> tuple[Any, Any]:
+    """Waits for none of them."""
+    return add(x, 1), add.parallelize((x, y) for y in range(3))
 
 
 @app.task

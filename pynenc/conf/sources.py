@@ -187,7 +187,9 @@ def check_environment() -> None:
         if "#" in variable and variable.upper().startswith(f"{PREFIX}CONFIGTASK__"):
             option, options = variable.rpartition("__")[2].lower(), option_fields()
             if option not in options:
-                raise ConfigError(f"environment variable {variable}", option, f"unknown field{nearest(option, options)}")
+                raise ConfigError(
+                    f"environment variable {variable}", option, f"unknown field{nearest(option, options)}"
+                )
         elif variable not in valid:
             raise ConfigError(f"environment variable {variable}", variable, f"unknown field{nearest(variable, valid)}")
 

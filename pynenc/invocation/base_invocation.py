@@ -51,6 +51,11 @@ class StatusChange(NamedTuple):
     traceback: str = ""
 
 
+def by_id(app: Pynenc, invocation_id: str) -> BaseInvocation[Any, Any]:
+    """An invocation that was pickled."""
+    return app.get_invocation(invocation_id)
+
+
 class BaseInvocation(ABC, Generic[Params, Result]):
     """One call that is run once: its identity, its status and its outcome."""
 

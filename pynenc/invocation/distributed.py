@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pynenc import context
 from pynenc.dependencies import result_of, results_of
 from pynenc.exceptions import CycleDetectedError
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange, by_id
 from pynenc.protocol.messages import Ending, Results, invocation_number
 from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
 from pynenc.serializer import unpack
@@ -143,15 +143,11 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
     def __reduce__(self) -> tuple[Any, ...]:
         found = context.collector.found
         if found is None:
-            return _by_id, (self._task.app, self.invocation_id)
+            return by_id, (self._task.app, self.invocation_id)
         _check_same_app(self._task.app)
         number, index = self._submission.number, self._index
         found.append((number, index, index + 1))
         return result_of, (invocation_number(number, index),)
-
-
-def _by_id(app: Any, invocation_id: str) -> Any:
-    return app.get_invocation(invocation_id)
 
 
 class ReusedInvocation(DistributedInvocation[Params, Result]):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pynenc import context, execution
 from pynenc.exceptions import CycleDetectedError
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange, by_id
 from pynenc.lineage import call_in_words
 from pynenc.status import InvocationStatus, check_change
 from pynenc.types import Params, Result
@@ -17,6 +17,10 @@ from pynenc.types import Params, Result
 if TYPE_CHECKING:
     from pynenc.arguments import Arguments
     from pynenc.task import Task
+
+
+SYNCHRONOUS = "sync-"
+"""What the ids of invocations begin with that this process runs itself."""
 
 
 class SynchronousInvocation(BaseInvocation[Params, Result]):
@@ -33,7 +37,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         self._task = task
         self._arguments = arguments
         self._parent = parent
-        self._id = f"sync-{os.urandom(8).hex()}"
+        self._id = f"{SYNCHRONOUS}{os.urandom(8).hex()}"
         self._retries = 0
         self._history: list[StatusChange] = []
         self._status = InvocationStatus.REGISTERED
@@ -115,7 +119,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
     def __reduce__(self) -> tuple[Any, ...]:
         found = context.collector.found
         if found is None:
-            raise TypeError("an invocation of synchronous mode exists in its process only: pass its result")
+            return by_id, (self._task.app, self._id)
         found.append(self)
         return _given, (self._value,)
 
@@ -171,6 +175,8 @@ class SynchronousInvocationGroup(BaseInvocationGroup[Params, Result]):
         return {status: statuses.count(status) for status in InvocationStatus if status in statuses}
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if context.collector.found is None:
+            return SynchronousInvocationGroup, (self._task, self._invocations)
         return _given, (list(self._invocations),)
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pynenc import InvocationStatus, SerializationError
-from pynenc.exceptions import CycleDetectedError, DependencyError, WorkerTraceback
+from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNotFoundError, WorkerTraceback
 from pynenc.invocation import (
     DistributedInvocation,
     DistributedInvocationGroup,
@@ -173,11 +173,32 @@ def test_an_exception_that_cannot_travel_fails_its_call_alone(kind: str) -> None
     assert tasks.add(1, 1).result == 2
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("exit", SystemExit), ("interrupt", KeyboardInterrupt)])
-def test_exit_and_interrupt_in_a_task_fail_the_call_and_nothing_else(kind: str, expected: type) -> None:
-    error = tasks.fail_with(kind).exception
-    assert type(error) is expected
+def test_an_exit_in_a_task_fails_the_call_and_nothing_else() -> None:
+    assert type(tasks.fail_with("exit").exception) is SystemExit
     assert tasks.add(1, 1).result == 2
+
+
+def test_an_interrupt_in_a_task_fails_the_call_and_ends_the_script_only_if_that_runs_it(mode: str) -> None:
+    if mode == "distributed":
+        assert type(tasks.fail_with("interrupt").exception) is KeyboardInterrupt
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            tasks.fail_with("interrupt")
+    assert tasks.add(1, 1).result == 2
+
+
+def test_a_task_may_return_invocations_and_groups() -> None:
+    invocation, group = tasks.children(3).result
+    assert invocation.result == 4
+    assert list(group.results) == [3, 4, 5]
+    assert tasks.app.get_invocation(invocation.invocation_id).result == 4
+    assert pickle.loads(pickle.dumps(invocation)).result == 4
+
+
+def test_an_id_that_means_nothing_is_not_found(mode: str) -> None:
+    gone = "1-1-1" if mode == "distributed" else tasks.add(1, 1).invocation_id
+    with pytest.raises(InvocationNotFoundError, match=gone):
+        tasks.app.get_invocation(gone)
 
 
 def test_a_result_that_cannot_be_pickled_fails_its_call_alone() -> None:
@@ -299,12 +320,10 @@ def test_a_task_knows_its_invocation() -> None:
 
 
 def test_a_child_knows_its_parent() -> None:
-    parent = tasks.fire_child(1)
-    child_id = parent.result
-    if not child_id.startswith("sync-"):
-        child = tasks.app.get_invocation(child_id)
-        assert child.result == 2
-        assert child.parent_invocation == parent
+    parent = tasks.children(1)
+    child, _ = parent.result
+    assert child.result == 2
+    assert child.parent_invocation == parent
 
 
 def test_tasks_travel_as_arguments() -> None:
