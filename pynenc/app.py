@@ -58,7 +58,8 @@ class Pynenc:
         from pynenc.conf.config_pynenc import ConfigPynenc
 
         self.config_values = dict(config_values or {})
-        self.config_filepath = os.fspath(config_filepath) if config_filepath is not None else None
+        # Tasks read it later, when the script may have changed its directory.
+        self.config_filepath = os.path.abspath(os.fspath(config_filepath)) if config_filepath else None
         if app_id is not None:
             self.config_values["app_id"] = app_id
         self.conf: ConfigPynenc = ConfigPynenc(self.config_values, self.config_filepath)

@@ -368,7 +368,7 @@ class Blobs:
     def _take_moved(self) -> None:
         """Free the memory of what is in files now."""
         has_ended = self._mover is None or not self._mover.is_alive()
-        moved, self._moved = self._moved, []
+        moved = [self._moved.pop() for _ in range(len(self._moved))]  # The thread appends to it meanwhile.
         for name in moved:
             if self._directory.leave_memory(name):
                 self._gone[name] = None

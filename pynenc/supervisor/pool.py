@@ -217,12 +217,17 @@ class Pool:
         if self._ending:
             return
         try:
+            slot_number = self._free_slots.pop(0)
+        except IndexError:  # When a worker ends, there is one.
+            self.loop.call_in(RETRY_SPAWN_S, lambda: self._spawn(concurrent))
+            return
+        try:
             ours, theirs = socket.socketpair()
         except OSError:  # No descriptors are left: when a client leaves, there are some.
+            self._free_slots.append(slot_number)
             self.loop.call_in(RETRY_SPAWN_S, lambda: self._spawn(concurrent))
             return
         self._last_number += 1
-        slot_number = self._free_slots.pop(0)
         worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number), concurrent)
         worker.slot.clear()
         self.workers[worker.number] = worker

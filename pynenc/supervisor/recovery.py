@@ -134,7 +134,7 @@ class Recovery:
         elif self._found:
             piece = [self._found.popleft() for _ in range(min(SLICE, len(self._found)))]
             self._take_up_all(piece)
-        elif self._asked:
+        elif self._asked and not self.coming & self.taken.keys():  # Of these the rules know nothing yet.
             self._tell_what_is_resumed()
 
     def drop(self) -> None:

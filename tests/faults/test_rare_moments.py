@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -130,9 +129,3 @@ def test_a_directory_that_is_gone_does_not_matter_to_the_next_call() -> None:
     assert odd.same(1).result == 1
     assert tasks.add(1, 2).result == 3
     assert odd.add(3, 4).result == 7
-
-
-def test_the_signal_of_a_look_at_a_segment_is_ignored() -> None:
-    """Which one it is stands in `blobs/directory.py`; nothing handles it here."""
-    assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
-    os.kill(os.getpid(), signal.SIGURG)
