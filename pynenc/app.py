@@ -156,11 +156,12 @@ class Pynenc:
 
             module_name, _, name = task_id.rpartition(".")
             try:
-                found = getattr(importlib.import_module(module_name), name)
+                module = importlib.import_module(module_name)
+                # What the module calls the task may be another name, and its app another object than this.
+                task = self.tasks.get(task_id) or registered.get(task_id) or getattr(module, name)
             except (ImportError, AttributeError, ValueError) as error:
                 raise TaskError(task_id, f"it cannot be found by its module path: {error}") from error
-            task = self.tasks.get(task_id) or (found if isinstance(found, Task) else None)
-        if task is None:
+        if not isinstance(task, Task):
             raise TaskError(task_id, "its module has a name like this, but it is not a task")
         return task
 

@@ -9,6 +9,7 @@ import os
 import sys
 
 from pynenc.exceptions import RunnerError
+from pynenc.execution import runnable
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     main = getattr(module, "main", None)
     if not callable(main):
         raise RunnerError(f"{options.script} has no main(): `pynenc run` imports the script and calls its main()")
-    code = main()
+    code = runnable(main)()
     return code if isinstance(code, int) else 0
 
 

@@ -37,6 +37,11 @@ def test_run_imports_the_script_under_its_name_and_calls_main(run_python: RunPyt
     assert pynenc(run_python, "run", "work.py", "a", "--b") == (0, "adding\nwork ['a', '--b'] 3\n", "")
 
 
+def test_run_runs_a_main_that_is_a_coroutine_function(run_python: RunPython) -> None:
+    files = {"work.py": APP.replace("def main", "async def main").replace("add(1, 2).result", "await add(1, 2)")}
+    assert pynenc(run_python, "run", "work.py", files=files) == (0, "adding\nwork [] 3\n", "")
+
+
 def test_run_works_inside_a_package(run_python: RunPython) -> None:
     files = {"pack/__init__.py": "", "pack/inner.py": APP}
     assert pynenc(run_python, "run", "pack/inner.py", files=files) == (0, "adding\npack.inner [] 3\n", "")

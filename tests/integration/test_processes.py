@@ -90,6 +90,21 @@ print(i.status, i.result, i.arguments, i.task)
     assert (found.code, found.out) == (0, "SUCCESS 5 Arguments(x=2, y=3) Task(func=add)\n"), found.err
 
 
+def test_a_task_with_another_name_in_its_module_is_found_where_only_the_id_of_its_app_is_known(
+    run_python: RunPython,
+) -> None:
+    names = f"{TASKS}\ndef _hidden(x): return 2 * x\npublic = app.task(_hidden)\n"
+    make = "from tasks import public\ni = public(2)\ni.result\nprint(i.invocation_id)\n"
+    made = run_python({"tasks.py": names, "make.py": make}, "make.py")
+    look = """
+import sys, pynenc
+i = pynenc.Pynenc().get_invocation(sys.argv[1])
+print(i.result, i.task)
+"""
+    found = run_python({"look.py": look}, "look.py", made.out.strip())
+    assert (found.code, found.out) == (0, "4 Task(func=_hidden)\n"), found.err
+
+
 def test_an_invocation_that_still_runs_can_be_waited_for_by_another_process(
     run_python: RunPython, tmp_path: Path
 ) -> None:
