@@ -298,7 +298,7 @@ class Pynenc:
             "retention": stored.retention,
             "max_state_bytes": stored.max_state_size,
             "lease_s": broker.lease_s,
-            "memory_bytes": broker.memory_bytes,
+            "queued_bytes": broker.queued_bytes,
             "blob_threshold_bytes": blobs.threshold_bytes,
             "blob_memory_bytes": memory_budget(blobs.memory_share, blobs.memory_bytes),
             "client_buffer_bytes": ConfigOrchestrator(*sources).client_buffer_bytes,

@@ -14,6 +14,6 @@ class ConfigBroker(Config):
     section: ClassVar[str] = "broker"
 
     lease_s = seconds(0.02, "Seconds of work that a worker is given at a time.", least=0.001)
-    memory_bytes = integer(
+    queued_bytes = integer(
         64 << 20, "Bytes of queued arguments that stay in memory; beyond them they are read back from the database."
     )

@@ -85,7 +85,7 @@ class Supervisor:
             on_hopeless=self._is_hopeless,
         )
         self.store = Store(settings["database"], settings["durability"])
-        payloads = Payloads(self.store, settings["memory_bytes"])
+        payloads = Payloads(self.store, settings["queued_bytes"])
         self.blobs = Blobs(BlobDirectory(settings["database"]), self.store, settings["blob_memory_bytes"])
         measuring = Measuring(self.pool, settings)
         orchestrator = Orchestrator(settings["lease_s"], self.pool.size, self.pool.spares, measuring.limits)

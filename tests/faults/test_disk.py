@@ -196,7 +196,7 @@ def test_a_client_that_comes_while_the_database_is_locked_waits_and_is_told_why(
 def test_a_script_that_submits_more_than_memory_holds_waits_for_the_disk(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYNENC__CONFIGBROKER__MEMORY_BYTES", str(MB))
+    monkeypatch.setenv("PYNENC__CONFIGBROKER__QUEUED_BYTES", str(MB))
     assert tasks.add(1, 2).result == 3
     supervisor = psutil.Process(int(str(report()["pid"])))
     before = supervisor.memory_info().rss

@@ -8,6 +8,7 @@ import pytest
 
 from pynenc import ConfigError, Pynenc
 from pynenc.cli import render
+from pynenc.conf.classes import config_classes
 from pynenc.conf.config_pynenc import ConfigPynenc
 from pynenc.conf.config_state_backend import ConfigStateBackend, Durability
 from pynenc.conf.config_task import (
@@ -193,10 +194,16 @@ def test_a_wrong_variable_is_told_of(monkeypatch: pytest.MonkeyPatch, variable: 
         ConfigPynenc()
 
 
+def test_a_name_means_one_field() -> None:
+    """Names are accepted without their section, so no two sections have one in common."""
+    names = [name for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)]
+    assert len(names) == len(set(names))
+
+
 def test_a_wrong_name_in_the_program_is_told_of() -> None:
     conf = ConfigPynenc()
     with pytest.raises(ConfigError, match=r"num_worker: unknown field, did you mean 'num_workers'"):
-        conf.num_worker = 3  # type: ignore[attr-defined]
+        conf.num_worker = 3
     conf.num_workers = 3
     assert conf.num_workers == 3
 
