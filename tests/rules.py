@@ -67,7 +67,7 @@ def run_for(seconds: float) -> None:
     time.sleep(seconds)
 
 
-@app.task(timeout=0.2, retry_for=(TaskTimeoutError,), max_retries=1)
+@app.task(timeout=0.2, retry_for=(TaskTimeoutError,), max_retries=20)
 def slow_at_first(log: str) -> int:
     if not append(log, "tried"):
         time.sleep(60)

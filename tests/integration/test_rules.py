@@ -90,7 +90,8 @@ def test_a_time_limit_hits_no_other_call() -> None:
 
 
 def test_a_timeout_can_be_tried_again(tmp_path: Path) -> None:
-    assert rules.slow_at_first(str(tmp_path / "log")).result == 1
+    # On a machine with much else to do a quick attempt may be over too late as well.
+    assert rules.slow_at_first(str(tmp_path / "log")).result >= 1
 
 
 def test_a_cancelled_call_never_runs(tmp_path: Path) -> None:
