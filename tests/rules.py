@@ -62,7 +62,7 @@ def run_long(how: str) -> None:
     time.sleep(60)
 
 
-@app.task(timeout=0.4)
+@app.task(timeout=1.0)
 def run_for(seconds: float) -> None:
     time.sleep(seconds)
 

@@ -156,7 +156,7 @@ def test_a_call_that_does_not_begin_in_time_expires(tmp_path: Path) -> None:
     gate.touch()
     assert [one.result for one in held]
     assert lines(tmp_path / "log") == []
-    assert rules.expiring(str(tmp_path / "log")).result == "in time"
+    assert rules.expiring.with_options(expires=60)(str(tmp_path / "log")).result == "in time"
 
 
 def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
