@@ -14,7 +14,7 @@ from pynenc.supervisor.endings import Endings
 from pynenc.supervisor.events import BatchRecovered, Event
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.payloads import Payloads
-from pynenc.supervisor.recovery import Recovery
+from pynenc.supervisor.recovery import Recovery, Resumption
 from pynenc.supervisor.task import Task
 
 CLIENTS = 5000
@@ -31,9 +31,10 @@ class Left:
         self.events: list[Event] = []
         self.kept: list[Failure] = []
         tasks: dict[int, Task] = {}
+        self.orchestrator = Orchestrator(0.02)
         self.recovery = Recovery(
             self.store,
-            Orchestrator(0.02),
+            self.orchestrator,
             Payloads(self.store, 1 << 20),
             Endings(self.store, None, tasks, {}, None),  # type: ignore[arg-type]
             tasks,
@@ -163,3 +164,21 @@ def test_what_is_made_anew_ends_and_brings_nothing(left: Left) -> None:
     assert left.recovered() == [1]
     assert [(one.batch, one.ending) for one in left.kept] == [(made, Ending.CANCELLED)]
     assert left.kept[0].retry_s == NOT_RETRIABLE
+
+
+def test_a_resumption_is_told_of_when_the_rules_know_its_batches(left: Left) -> None:
+    batch = left.add(1)
+    left.store.commit()
+    left.recovery.begin()
+    told: list[list[tuple[int, int]]] = []
+    left.recovery.resume(Resumption(2, lambda ranges, counts: told.append(ranges), lambda: None))
+    for _ in range(5):
+        left.recovery.step()
+    assert left.recovered() == [1]
+    assert not told
+    for event in left.events:
+        left.orchestrator.handle(event)
+    left.recovery.arrived()
+    left.recovery.step()
+    assert told == [[(batch, batch + 1)]]
+    assert [one.left for one in left.recovery.resumptions] == [1]
