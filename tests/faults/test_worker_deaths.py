@@ -71,21 +71,23 @@ def test_one_of_many_calls_that_take_no_time_is_blamed_alone(fatal: int) -> None
 
 
 def test_workers_killed_from_outside_lose_no_call(tmp_path: Path) -> None:
-    """Kill the workers again and again while a group runs: each call has one result, and it is right."""
-    group = tasks.burn.parallelize([(0.002,)] * 400)
-    kills = 0
-    for invocation in group.as_completed():
-        del invocation
-        if kills < 5:
-            report = tasks.app.report()
-            assert report is not None
-            victims = [worker["pid"] for worker in report["workers"] if worker["running"] and worker["pid"]]
-            for victim in victims[:1]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-                    kills += 1
-    assert kills == 5
-    failures = [outcome for outcome in group.outcomes if not outcome.ok]
+    """Kill the workers again and again while groups run: each call has one result, and it is right."""
+    groups, kills = [], 0
+    while kills < 5:  # A machine with much else to do may look only now and then.
+        groups.append(tasks.burn.parallelize([(0.002,)] * 400))
+        for _ in groups[-1].as_completed():
+            if kills < 5:
+                report = tasks.app.report()
+                assert report is not None
+                victims = [worker["pid"] for worker in report["workers"] if worker["running"] and worker["pid"]]
+                for victim in victims[:1]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
+                        kills += 1
+    outcomes = [outcome for group in groups for outcome in group.outcomes]
+    failures = [outcome for outcome in outcomes if not outcome.ok]
+    assert [outcome.result for outcome in outcomes if outcome.ok] == [0.002] * (len(outcomes) - len(failures))
+    assert len(outcomes) == 400 * len(groups)
     assert all(isinstance(outcome.exception, WorkerLostError) for outcome in failures)
     # A call fails only when it was hit twice.
     assert len(failures) <= 2
