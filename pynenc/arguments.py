@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from pynenc.serializer import PROTOCOL, dumps
 from pynenc.types import Args
 
 
@@ -110,8 +111,6 @@ def digest(value: Any) -> bytes:
 def _digest(value: Any, around: tuple[int, ...]) -> bytes:
     from hashlib import sha256
 
-    from pynenc.serializer import dumps
-
     pickled = io.BytesIO()
     try:
         _Canonical(pickled, around).dump(value)
@@ -129,7 +128,7 @@ class _Canonical(pickle.Pickler):
     """
 
     def __init__(self, target: io.BytesIO, around: tuple[int, ...]) -> None:
-        super().__init__(target, 5)
+        super().__init__(target, PROTOCOL)
         self.fast = True  # Else what comes twice is referred to the second time, and its equal is not.
         self._around = around
 

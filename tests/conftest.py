@@ -113,6 +113,18 @@ def supervisor() -> psutil.Process:
     return psutil.Process(report["pid"])
 
 
+def talking_script(directory: Path) -> subprocess.Popen[str]:
+    """Run `script.py` of a directory, which is told what to do and tells what it does, line by line."""
+    return subprocess.Popen(
+        [sys.executable, "script.py"],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def open_descriptors() -> int:
     gc.collect()
     return psutil.Process().num_fds()

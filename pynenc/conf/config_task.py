@@ -21,8 +21,7 @@ from pynenc.conf.field import (
     optional_seconds,
     seconds,
 )
-from pynenc.conf.sources import PREFIX, Config, Found, nearest
-from pynenc.exceptions import ConfigError
+from pynenc.conf.sources import PREFIX, Config, Found, nearest, unknown_name
 
 
 class ConcurrencyControlType(StrEnum):
@@ -174,7 +173,7 @@ class ConfigTask(Config):
         for name, value in self._own_table(content.get("task", {})).items():
             where = f'{source} [task."{self.task_id}"]'
             if name not in by_name:
-                raise ConfigError(where, name, f"unknown field{nearest(name, by_name)}")
+                raise unknown_name(where, name, by_name)
             found[by_name[name].name] = Found(value, where)
         return found
 

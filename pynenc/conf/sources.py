@@ -173,25 +173,22 @@ def check_environment() -> None:
     Raises:
         ConfigError: Names the variable and the nearest valid one.
     """
-    from pynenc.conf.classes import config_classes
-    from pynenc.conf.config_task import option_fields
-
     ours = [name for name in os.environ if name.upper().startswith(PREFIX) and name != FILEPATH_VARIABLE]
     if not ours:
         return
+    from pynenc.conf.classes import config_classes
+    from pynenc.conf.config_task import option_fields
+
     valid = {f"{PREFIX}{name.upper()}" for name in known_names()}
     for kind in config_classes():
         names = [name for field in kind.fields() for name in (field.name, *field.aliases)]
         valid.update(f"{PREFIX}{kind.__name__.upper()}__{name.upper()}" for name in names)
     for variable in ours:
+        name, known = variable, valid
         if "#" in variable and variable.upper().startswith(f"{PREFIX}CONFIGTASK__"):
-            option, options = variable.rpartition("__")[2].lower(), option_fields()
-            if option not in options:
-                raise ConfigError(
-                    f"environment variable {variable}", option, f"unknown field{nearest(option, options)}"
-                )
-        elif variable not in valid:
-            raise ConfigError(f"environment variable {variable}", variable, f"unknown field{nearest(variable, valid)}")
+            name, known = variable.rpartition("__")[2].lower(), set(option_fields())
+        if name not in known:
+            raise unknown_name(f"environment variable {variable}", name, known)
 
 
 def project_directory() -> str:

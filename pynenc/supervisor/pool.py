@@ -217,16 +217,12 @@ class Pool:
         if self._ending:
             return
         try:
-            slot_number = self._free_slots.pop(0)
-        except IndexError:  # When a worker ends, there is one.
-            self.loop.call_in(RETRY_SPAWN_S, lambda: self._spawn(concurrent))
-            return
-        try:
+            slot_number = self._free_slots[0]
             ours, theirs = socket.socketpair()
-        except OSError:  # No descriptors are left: when a client leaves, there are some.
-            self._free_slots.append(slot_number)
+        except (IndexError, OSError):  # No slot or descriptor is left: when a worker or a client ends, there is.
             self.loop.call_in(RETRY_SPAWN_S, lambda: self._spawn(concurrent))
             return
+        del self._free_slots[0]
         self._last_number += 1
         worker = Worker(self._last_number, slot_number, WatchedSlot(self._fork_server.memory, slot_number), concurrent)
         worker.slot.clear()

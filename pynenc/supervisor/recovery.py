@@ -173,6 +173,10 @@ class Recovery:
             found.append(Found(batch, remade, client))
         return found
 
+    def _found_again(self, batches: Iterable[int], client: int) -> list[Found]:
+        """The same of batches of which only the number is known."""
+        return self._judged(((batch, self._store.parent_of(batch) or 0) for batch in batches), client)
+
     def _is_rerun(self, invocation: int) -> bool:
         """Whether a call that was left unfinished is run again; or the one that made it, which makes it anew."""
         batch = split_number(invocation)[0]
@@ -206,7 +210,7 @@ class Recovery:
             return
         left = [batch for batch in dependencies if self._is_left(batch) and not self._shelf.has(batch)]
         if left:
-            self._take_up_all(self._judged(((batch, self._store.parent_of(batch) or 0) for batch in left), 0))
+            self._take_up_all(self._found_again(left, 0))
 
     def _is_left(self, batch: int) -> bool:
         """Whether nobody runs a batch that is not finished."""
@@ -275,8 +279,7 @@ class Recovery:
                     if batch in own:
                         todo.append((own[batch], False))
                     elif self._is_left(batch) and (is_asked_for or not self._shelf.has(batch)):
-                        parent = self._store.parent_of(batch) or 0
-                        todo += [(found, False) for found in self._judged([(batch, parent)], one.client)]
+                        todo += [(found, False) for found in self._found_again([batch], one.client)]
         return in_order
 
     def _take_up(self, found: Found, is_shelved: bool) -> None:
@@ -340,7 +343,7 @@ class Recovery:
             self.leaving.discard(batch)
             client = self.again.pop(batch, None)
             if client is not None:
-                self._found += self._judged([(batch, self._store.parent_of(batch) or 0)], client)
+                self._found += self._found_again([batch], client)
         if self.resumptions:
             for one in self.resumptions:
                 one.batches.discard(batch)

@@ -24,7 +24,7 @@ import pytest
 from pynenc import InvocationStatus
 from pynenc.exceptions import SupervisorLostError
 from tests import left, tasks
-from tests.conftest import PROJECT, all_gone, is_alive, supervisor, wait_until
+from tests.conftest import PROJECT, all_gone, is_alive, supervisor, talking_script, wait_until
 from tests.left import lines_of
 
 ENDS_S = 6.0
@@ -173,17 +173,7 @@ def test_scripts_that_resume_a_group_at_once_run_no_call_twice(tmp_path: Path) -
         "print(list(group.results) == list(range(300)))"
     )
     (tmp_path / "script.py").write_text("import sys\nfrom tests import tasks\n" + script)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "script.py"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(PROJECT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
+    processes = [talking_script(tmp_path) for _ in range(3)]
     resuming = resume(tmp_path)
     for process in processes:
         assert process.stdin is not None

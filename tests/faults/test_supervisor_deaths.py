@@ -15,7 +15,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
 from tests import concurrent_tasks, rules, tasks
-from tests.conftest import PROJECT, Finished, Lateness, own_processes, supervisor, wait_until
+from tests.conftest import Finished, Lateness, own_processes, supervisor, talking_script, wait_until
 
 
 def kill_supervisor() -> None:
@@ -182,16 +181,8 @@ class Chain:
         )
         self.scripts: list[subprocess.Popen[str]] = []
         for _ in range(count):  # In the order of their numbers, which is not the one in which they call.
-            script = subprocess.Popen(
-                [sys.executable, "script.py"],
-                cwd=directory,
-                env={**os.environ, "PYTHONPATH": str(PROJECT)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            self.scripts.append(script)
-            assert self._line_of(script) == "connected"
+            self.scripts.append(talking_script(directory))
+            assert self._line_of(self.scripts[-1]) == "connected"
 
     def call(self) -> str:
         """Have them call, the last one first; the invocation of the first one."""
