@@ -7,42 +7,28 @@ has a living writer nor is referred to is left over by somebody who died, and fr
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pynenc.blobs.budget import Budget
-from pynenc.blobs.directory import MAX_EXCESS, MIN_HUGE_BYTES, TOKEN_BYTES, BlobDirectory, Segment
+from pynenc.blobs.directory import TOKEN_BYTES, BlobDirectory
 from pynenc.blobs.references import Reference, from_column, split_results
 from pynenc.protocol.messages import Results, invocation_number
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.references import Holder, Kind, References
+from pynenc.supervisor.segments import WarmSegments
 
 if TYPE_CHECKING:
     from pynenc.supervisor.loop import Loop
 
-WARM_PARTS = 4
-"""Warm segments take at most this part of the budget."""
-
 KEPT_PARTS = 2
 """When results that nobody uses take more than this part of the budget, the oldest are moved to files."""
-
-READY_BYTES = 1 << 22
-"""When results of the same size of at least so many bytes come, a segment for the next one is made ready."""
 
 TIDY_S = 0.05
 """How often mapped segments that were freed are looked at, at first."""
 
 MOST_TIDY_S = 1.0
 """How often they are looked at in the long run; and after how long warm segments that nobody takes are given back."""
-
-USES_BEFORE_HUGE = 2
-"""A segment that was freed so often is moved into huge pages: it will be used again."""
-
-MOST_COUNTED = 4096
-"""Of so many segments it is known how often they were freed."""
 
 MOVING_S = 0.02
 """How often it is looked at how far moving to files has come."""
@@ -68,7 +54,7 @@ class Blobs:
         self._directory = directory
         self._store = store
         self._memory_bytes = memory_bytes
-        self._budget = Budget(directory, memory_bytes)
+        self._segments = WarmSegments(directory, memory_bytes)
         self._references = References()
         self._arriving: dict[tuple[int, int], list[Reference]] = {}
         self._freed: list[bytes] = []
@@ -83,11 +69,6 @@ class Blobs:
         self.result_bytes = 0
         self._mover: threading.Thread | None = None
         self._moved: list[bytes] = []
-        self._helpers: list[threading.Thread] = []
-        self._uses: dict[int, int] = {}
-        self._has_huge_pages = sys.platform == "linux"
-        self._last_size = 0
-        self._wanted = 0
         self._take_over()
 
     def _take_over(self) -> None:
@@ -137,9 +118,7 @@ class Blobs:
             if self._directory.is_in_memory(name):
                 self._kept_in_memory[name] = size
                 self._kept_bytes += size
-            if size == self._last_size >= READY_BYTES:
-                self._wanted = size
-            self._last_size = size
+            self._segments.result_came(size)
 
     def results_dropped(self, numbers: Iterable[int]) -> None:
         """Results are not needed any more: those of these invocations, each the first of a stretch."""
@@ -201,8 +180,7 @@ class Blobs:
         for name in freed:
             if name not in self._references and self._directory.free(name):
                 self._gone[name] = None
-                if self._has_huge_pages:
-                    self._count_use(name)
+                self._segments.freed(name)
         if freed:
             self._is_quiet = False
             self._recycle()
@@ -214,9 +192,9 @@ class Blobs:
             self._is_sweeping = self._sweeps_again = False
         if self._kept_bytes > self._memory_bytes // KEPT_PARTS:
             self._move_oldest()
-        if self._wanted:
-            self._make_ready(self._wanted)
-            self._wanted = 0
+        if self._segments.make_ready():
+            self._is_quiet = False
+            self._tidy_in(TIDY_S)
 
     def report(self) -> dict[str, Any]:
         """How many there are, how large, and who refers to them."""
@@ -232,8 +210,9 @@ class Blobs:
 
     def close(self) -> None:
         """Keep what calls and results refer to in files, and take away all else but what clients have that live."""
-        for thread in [*self._helpers, *([self._mover] if self._mover is not None else [])]:
-            thread.join()
+        self._segments.close()
+        if self._mover is not None:
+            self._mover.join()
         for name in list(self._references.sizes):
             if self._references.are_kept(name):
                 self._move(name)
@@ -266,39 +245,7 @@ class Blobs:
         for name in list(self._gone):
             if self._directory.recycle(name):
                 del self._gone[name]
-        segments = self._directory.segments()
-        excess, surplus = sum(one.size for one in segments) - self._memory_bytes // WARM_PARTS, []
-        while excess > 0 and segments:
-            surplus.append(segments.pop())
-            excess -= surplus[-1].size
-        self._remove(surplus)
-
-    def _count_use(self, name: bytes) -> None:
-        """A blob was freed: have its segment moved into huge pages if it has come back already."""
-        try:
-            fd = self._directory.open_freed(name)
-        except OSError:
-            return  # A writer has taken it already, or no descriptors are left.
-        found, uses = os.fstat(fd), 0
-        if found.st_size >= MIN_HUGE_BYTES:
-            uses = self._uses.get(found.st_ino, 0) + 1
-            if len(self._uses) > MOST_COUNTED:
-                self._uses.clear()
-            self._uses[found.st_ino] = uses
-        if uses == USES_BEFORE_HUGE:
-            self._help(self._make_huge, fd)  # As long as it is open nobody writes it over.
-        else:
-            os.close(fd)
-
-    def _make_huge(self, fd: int) -> None:
-        from pynenc.blobs.mapping import make_huge  # Brings ctypes, which most supervisors never need.
-
-        try:
-            self._has_huge_pages = make_huge(fd)
-        except OSError:
-            self._has_huge_pages = False
-        finally:
-            os.close(fd)
+        self._segments.trim()
 
     def _tidy_in(self, seconds: float) -> None:
         if not self._tidy_s:
@@ -310,35 +257,10 @@ class Blobs:
         before, self._tidy_s = self._tidy_s, 0.0
         self._recycle()
         if self._is_quiet and before >= MOST_TIDY_S:
-            self._remove(self._directory.segments())
+            self._segments.give_back()
         self._is_quiet = True
         if self._gone or self._directory.segments():
             self._tidy_in(min(2 * before, MOST_TIDY_S))
-
-    def _remove(self, segments: Sequence[Segment]) -> None:
-        """Give memory back."""
-        if segments:
-            self._help(_remove_files, [one.path for one in segments])
-
-    def _make_ready(self, size: int) -> None:
-        """Have a segment for the next result of a size, now that results of this size come one after the other.
-
-        Results stay, so there is none to be written over, and to take fresh memory from the system costs as much as to write
-        to it. Workers need not wait for that.
-        """
-        if any(size <= one.size <= MAX_EXCESS * size for one in self._directory.segments()):
-            return
-        if self._budget.free_bytes() > size * WARM_PARTS and not any(one.is_alive() for one in self._helpers):
-            self._help(self._directory.make_segment, size)
-            self._is_quiet = False
-            self._tidy_in(TIDY_S)
-
-    def _help(self, work: Callable[..., None], *args: Any) -> None:
-        """Do something beside the loop: with gigabytes it takes a while."""
-        self._helpers = [one for one in self._helpers if one.is_alive()]
-        thread = threading.Thread(target=work, args=args, name="pynenc-blobs")
-        thread.start()
-        self._helpers.append(thread)
 
     # Moving to files.
 
@@ -392,9 +314,3 @@ class Blobs:
             logging.getLogger("pynenc.blobs").error(
                 "a large result is lost, since it finds no room in files: %s", error
             )
-
-
-def _remove_files(paths: list[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)

@@ -20,6 +20,7 @@ from pynenc.blobs.writing import Writer
 from pynenc.protocol.messages import Packing, Results, invocation_number, rows_payload
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.blobs import Blobs
+from tests.model import examples
 
 SIZE = 4096
 WRITERS = 3
@@ -221,4 +222,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestBlobs = Model.TestCase
-TestBlobs.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBlobs.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)

@@ -62,6 +62,7 @@ from pynenc.supervisor.events import (
     WorkersMeasured,
 )
 from pynenc.supervisor.orchestrator import Orchestrator
+from tests.model import examples
 
 NO_CUT = 1 << 60
 
@@ -905,4 +906,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, report_multiple_bugs=False)
+TestCluster.settings = settings(max_examples=examples(300), stateful_step_count=40, deadline=None, report_multiple_bugs=False)

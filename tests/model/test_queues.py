@@ -19,6 +19,7 @@ from pynenc.supervisor.broker import Broker, Order, Range
 from pynenc.supervisor.events import BatchArrived, BatchesShelved, CallsWithdrawn, Ended, TaskDeclared, TaskOptions
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.orchestrator.concurrency import KeyHolders
+from tests.model import examples
 
 ALL = 1 << 20
 BOUNDS = st.tuples(st.integers(0, 9), st.integers(1, 10)).filter(lambda bounds: bounds[0] < bounds[1]) | st.just(
@@ -224,7 +225,7 @@ class KeysAgainstNaive(RuleBasedStateMachine):
 
 TestBroker = BrokerAgainstNaive.TestCase
 TestKeys = KeysAgainstNaive.TestCase
-TestBroker.settings = TestKeys.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestBroker.settings = TestKeys.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
 
 
 # How much work it is. Not the time that it takes is looked at, but how many instructions are run.

@@ -28,6 +28,7 @@ from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import Packing, Results, rows_payload
 from pynenc.serializer import Frozen, Referring, loads
 from pynenc.supervisor.references import Holder, Kind, References
+from pynenc.supervisor.segments import READY_BYTES, WarmSegments
 
 THRESHOLD = 1 << 16
 VALUES = np.arange(float(THRESHOLD))
@@ -211,6 +212,35 @@ def test_a_segment_that_was_made_ready_serves_the_next_blob(place: BlobDirectory
     assert bytes(reading.view_of(reference)) == LARGE
     place.make_segment(1 << 60)  # There is no room for it.
     assert not place.segments()
+
+
+@pytest.fixture
+def warm(place: BlobDirectory) -> Iterator[WarmSegments]:
+    assert place.make_memory()
+    made = WarmSegments(place, 1 << 30)
+    yield made
+    made.close()
+
+
+def test_results_of_one_size_have_segments_made_ready(place: BlobDirectory, warm: WarmSegments) -> None:
+    def comes(size: int) -> bool:
+        warm.result_came(size)
+        is_needed = warm.make_ready()
+        warm.close()
+        return is_needed
+
+    assert not comes(READY_BYTES)  # It may be the only one.
+    assert comes(READY_BYTES)
+    assert [one.size for one in place.segments()] == [READY_BYTES]
+    assert not comes(READY_BYTES)
+    os.unlink(place.segments()[0].path)  # As a writer takes it.
+    assert comes(READY_BYTES)
+    assert len(place.segments()) == 1
+    assert not comes(READY_BYTES // 2)
+    assert not comes(READY_BYTES // 2)  # Small ones take no time.
+    assert not comes(1 << 29)
+    assert not comes(1 << 29)  # There is no room for what is kept of them beside it.
+    assert len(place.segments()) == 1
 
 
 @pytest.mark.parametrize("lease", [None, 99_999])
