@@ -29,6 +29,7 @@ USES_BEFORE_HUGE = 2
 MOST_COUNTED = 4096
 """Of so many segments it is known how often they were freed."""
 
+
 class WarmSegments:
     """Keeps segments warm for the writers of one supervisor.
 
