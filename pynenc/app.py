@@ -58,11 +58,12 @@ class Pynenc:
         from pynenc.conf.config_pynenc import ConfigPynenc
 
         self.config_values = dict(config_values or {})
-        # Tasks read it later, when the script may have changed its directory.
-        self.config_filepath = os.path.abspath(os.fspath(config_filepath)) if config_filepath else None
         if app_id is not None:
             self.config_values["app_id"] = app_id
-        self.conf: ConfigPynenc = ConfigPynenc(self.config_values, self.config_filepath)
+        filepath = os.fspath(config_filepath) if config_filepath else None
+        self.conf: ConfigPynenc = ConfigPynenc(self.config_values, filepath)
+        # Tasks read it later, when the script may have changed its directory.
+        self.config_filepath = self.conf.config_filepath
         self.app_id: str = app_id or self.conf.app_id
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._lock = threading.RLock()
@@ -213,6 +214,7 @@ class Pynenc:
             self.state_backend.close()
         if "_cluster" in self.__dict__:
             self._cluster.close()
+        self.conf.look_anew()
 
     @property
     def runner(self) -> Runner:
@@ -319,6 +321,13 @@ class Pynenc:
             database = paths_of(self.conf.state_path, self.app_id).database
         context.databases[database] = None
         return StateBackend(database)
+
+    def use_database(self, path: str) -> None:
+        """Read what is stored there from now on; the runner has connected to its supervisor."""
+        known = self.__dict__.get("state_backend")
+        if known is not None and known.path != path:
+            known.close()
+            del self.__dict__["state_backend"]
 
     @cached_property
     def broker(self) -> Broker:

@@ -74,6 +74,8 @@ class Mute(Exception):
 
 @app.task
 def fail_with(kind: str) -> None:
+    if kind == "stop":
+        raise StopIteration(7)
     if kind == "unfriendly":
         raise Unfriendly(1, 2)
     if kind == "unpicklable":

@@ -194,11 +194,13 @@ class Session:
             if context.own_supervisor(app.app_id) is not None:
                 self._connect()
                 return True
-            found = launch.find_running(launch.paths_of(app.conf.state_path, app.app_id))
+            paths = launch.paths_of(app.conf.state_path, app.app_id)
+            found = launch.find_running(paths)
             if found is None:
                 return False
             if context.worker_of is None:
                 process.watch()
+            app.use_database(paths.database)
             try:
                 self._greet(*found)
             except SupervisorLostError:
@@ -225,6 +227,7 @@ class Session:
                 process.watch()
             launch.prepare_state_dir(app.conf.state_path)
             paths = launch.paths_of(app.conf.state_path, app.app_id)
+            app.use_database(paths.database)
             self._is_connecting = True
             try:
                 self._find_or_start(paths)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pynenc.conf.field import FALSE, TRUE, boolean, optional_integer, optional_path, text
+from pynenc.conf.field import FALSE, TRUE, Field, boolean, optional_integer, optional_path, text
 from pynenc.conf.sources import Config, check_environment, project_directory
 
 _SYNC_VARIABLES = (b"PYNENC__DEV_MODE_FORCE_SYNC_TASKS", b"PYNENC_DEV_MODE_FORCE_SYNC_TASK")
@@ -38,14 +38,26 @@ class ConfigPynenc(Config):
 
     def __init__(self, config_values: Mapping[str, Any] | None = None, config_filepath: str | None = None) -> None:
         check_environment()
+        self._state_path = ""
         super().__init__(config_values, config_filepath)
 
     @property
     def state_path(self) -> str:
-        """The state directory, as an absolute path."""
-        if self.state_dir is not None:
-            return os.path.abspath(os.path.expanduser(self.state_dir))
-        return os.path.join(project_directory(), ".pynenc")
+        """The state directory, as an absolute path. Once it was asked for, changing the working directory makes no difference."""
+        if not self._state_path:
+            if self.state_dir is not None:
+                self._state_path = os.path.abspath(os.path.expanduser(self.state_dir))
+            else:
+                self._state_path = os.path.join(project_directory(), ".pynenc")
+        return self._state_path
+
+    def look_anew(self) -> None:
+        """Have the working directory decide once more which one the state directory is."""
+        self._state_path = ""
+
+    def set_value(self, field: Field[Any], value: Any) -> None:
+        super().set_value(field, value)
+        self.look_anew()
 
     @property
     def force_sync(self) -> bool:

@@ -49,6 +49,7 @@ class Config:
     def __init__(self, config_values: Mapping[str, Any] | None = None, config_filepath: str | None = None) -> None:
         self._values: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
+        self._file = ""
         given = list(self._given(config_values or {}, config_filepath))
         for field in self.fields():
             self._resolve(field, given)
@@ -67,6 +68,11 @@ class Config:
         if not name.startswith("_") and not hasattr(type(self), name):
             raise unknown_name("set by the program", name, [field.name for field in self.fields()])
         super().__setattr__(name, value)
+
+    @property
+    def config_filepath(self) -> str | None:
+        """The absolute path of the file that was read; None when there was none."""
+        return os.path.abspath(self._file) if self._file else None
 
     def value_of(self, field: Field[T]) -> T:
         """The value of a field."""
@@ -89,8 +95,8 @@ class Config:
     def _given(self, config_values: Mapping[str, Any], config_filepath: str | None) -> Iterator[dict[str, Found]]:
         """What each source but the environment says, the winner first."""
         yield self._table(config_values, "config_values")
-        content, path = read_file(config_filepath)
-        yield self._table(content, path)
+        content, self._file = read_file(config_filepath)
+        yield self._table(content, self._file or "no file")
 
     def _table(self, content: Mapping[str, Any], source: str) -> dict[str, Found]:
         """This class's part of a file or of `config_values`; names that nobody knows are errors."""
@@ -212,7 +218,7 @@ def project_directory() -> str:
 
 
 def read_file(config_filepath: str | None) -> tuple[Mapping[str, Any], str]:
-    """The content of the configuration file and its path; empty when there is none.
+    """The content of the configuration file and its path; both empty when there is none.
 
     Raises:
         ConfigError: The file is not there or cannot be read.
@@ -227,7 +233,7 @@ def read_file(config_filepath: str | None) -> tuple[Mapping[str, Any], str]:
             content = _load(path)
             if content or name != "pyproject.toml":
                 return content, path
-    return {}, "no file"
+    return {}, ""
 
 
 _loaded: dict[str, tuple[int, int, Mapping[str, Any]]] = {}

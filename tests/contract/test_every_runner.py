@@ -173,6 +173,19 @@ def test_an_exception_that_cannot_travel_fails_its_call_alone(kind: str) -> None
     assert tasks.add(1, 1).result == 2
 
 
+def test_the_end_of_an_iterator_that_a_task_lets_out_is_told_as_it_was(mode: str) -> None:
+    """Python ends loops by it, so it is easily taken for the end of one of the engine's own."""
+    error = tasks.fail_with("stop").exception
+    assert type(error) is StopIteration
+    assert error.value == 7
+    if mode == "distributed":
+        assert "raise StopIteration(7)" in str(error.__cause__)
+    group = tasks.fail_with.parallelize([("stop",), ("",)])
+    assert [type(one.exception) for one in group.outcomes] == [StopIteration, type(None)]
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(group.results)
+
+
 def test_an_exit_in_a_task_fails_the_call_and_nothing_else() -> None:
     assert type(tasks.fail_with("exit").exception) is SystemExit
     assert tasks.add(1, 1).result == 2

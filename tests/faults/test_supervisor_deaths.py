@@ -112,6 +112,44 @@ def test_a_script_that_waits_for_nothing_loses_nothing_when_it_ends(
     assert sorted(map(int, ran.read_text().split())) == list(range(-1, 700))
 
 
+def test_a_script_that_has_changed_its_directory_finds_its_work_again(
+    run_python: Callable[..., Finished], tmp_path: Path
+) -> None:
+    script = (
+        "import os, signal\n"
+        "from jobs import app, wait_for\n"
+        "held = wait_for('gate')\n"
+        "app._cluster.sync()\n"
+        "os.mkdir('elsewhere'), os.chdir('elsewhere')\n"
+        "open('pyproject.toml', 'w').write('[tool.pynenc.task]\\nmax_retries = 5\\n')\n"
+        "os.kill(app.report()['pid'], signal.SIGKILL)\n"
+        "open('../gate', 'w').close()\n"
+        "assert held.result == 'gate'\n"
+        "assert app.get_invocation(held.invocation_id).result == 'gate'\n"
+        "assert wait_for.conf.max_retries == 3\n"
+        "assert os.listdir() == ['pyproject.toml']\n"
+        "assert os.listdir('../.pynenc')\n"
+        "app.close()\n"
+        "assert wait_for('../gate').result == '../gate'\n"  # A new beginning, in another project.
+        "assert app.get_invocation(wait_for('../gate').invocation_id).result == '../gate'\n"
+        "assert os.listdir('.pynenc')\n"
+    )
+    jobs = (
+        "import os, time\n"
+        "from pynenc import Pynenc\n"
+        "app = Pynenc()\n"
+        "@app.task\n"
+        "def wait_for(path: str) -> str:\n"
+        "    while not os.path.exists(path):\n"
+        "        time.sleep(0.005)\n"
+        "    return path\n"
+    )
+    project = "[tool.pynenc.task]\nmax_retries = 3\n"
+    files = {"jobs.py": jobs, "script.py": script, "pyproject.toml": project}
+    finished = run_python(files, "script.py", PYNENC__STATE_DIR="")
+    assert (finished.code, finished.err) == (0, "")
+
+
 def test_streams_callbacks_and_awaits_go_on() -> None:
     tasks.add(1, 2).result  # noqa: B018
     seen: list[int] = []

@@ -120,12 +120,15 @@ def test_failures_stand_between_values_wherever_they_come() -> None:
 def test_a_function_that_raises_stop_iteration_fails_and_the_next_call_runs() -> None:
     def stop_at_some(x: int) -> int:
         if x % 50 == 3:
-            raise StopIteration
+            raise StopIteration(x)
         return x
 
     ran = Run(stop_at_some)
     failures = [one for one in ran.outcomes() if isinstance(one, Failure)]
     assert [(one.first, one.type_name) for one in failures] == [(x, "StopIteration") for x in (3, 53, 103, 153)]
+    # Of the first it is too late to ask. Those that follow are looked at one by one.
+    assert [one.message for one in failures] == [execution.STOPPED_QUICKLY, "53", "103", "153"]
+    assert "stop_at_some" in failures[1].traceback
     assert ran.values() == {x: x for x in range(COUNT) if x % 50 != 3}
 
 
