@@ -47,6 +47,13 @@ class Terminal:
         """Type something."""
         os.write(self._master, key)
 
+    def wait_for(self, text: str, seconds: float = GONE_S) -> None:
+        """Wait until the terminal has shown something."""
+        deadline = time.monotonic() + seconds
+        while text not in self._shown.decode(errors="replace"):
+            assert time.monotonic() < deadline, f"{text!r} does not come; the program shows {self._shown!r}"
+            self._read(0.005)
+
     def wait(self, seconds: float = GONE_S) -> tuple[int, str]:
         """Wait until the program has ended; its exit code, and all that the terminal has shown."""
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The command line: `pynenc run`, `runner`, `resume`, `status`, `show_config`."""
+"""The command line: `pynenc run`, `runner`, `resume`, `status`, `monitor`, `show_config`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from pynenc.exceptions import PynencError
+
+LONGEST_S = 1e6
+"""The system takes no wait that is much longer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pynenc.cli import render, resume, run, runner, show
+    from pynenc.cli import monitor, render, resume, run, runner, show
 
     parser = argparse.ArgumentParser(prog="pynenc", description="Tasks for a single machine.")
     parser.add_argument(
@@ -65,9 +68,23 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--format", choices=["text", "svg", "markdown"], default="text")
     drawn.set_defaults(command=render.render)
 
+    command = commands.add_parser("monitor", help="what status shows, again and again, until Ctrl-C")
+    command.add_argument(
+        "--interval", type=seconds, default=1.0, metavar="SECONDS", help="how long between two looks (1)"
+    )
+    command.add_argument("--count", type=int, metavar="N", help="end after so many looks")
+    command.set_defaults(command=monitor.monitor)
+
     command = commands.add_parser("show_config", help="each value of the configuration and where it comes from")
     command.set_defaults(command=show.show_config)
     return parser
+
+
+def seconds(given: str) -> float:
+    seconds = float(given)
+    if not 0 < seconds < LONGEST_S:
+        raise ValueError
+    return seconds
 
 
 def use_working_directory() -> None:

@@ -3,45 +3,85 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from pynenc.cli.apps import find_app
+from pynenc.exceptions import SupervisorLostError
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.table import Table
+
+    from pynenc.app import Pynenc
 
 
 def status(options: argparse.Namespace) -> int:
     """What the supervisor does just now, and how the calls of each task ended."""
     from rich.console import Console
-    from rich.table import Table
 
     app = find_app(options.app)
-    console = Console()
-    report = app.report()
-    console.print(f"app [bold]{app.app_id}[/], state in {app.conf.state_path}", highlight=False)
-    if report is None:
-        console.print("no supervisor runs")
-    else:
-        console.print(
-            f"supervisor: pid {report['pid']}, {report['clients'] - 1} other clients, "
-            f"{report['unfinished']:,} calls unfinished, {report['ready']:,} of them waiting",
-            highlight=False,
-        )
-        if report["refused"]:
-            console.print(
-                f"{report['refused']:,} connections were closed because of what they sent; the log tells of them"
-            )
-        _print_workers(console, report["workers"], report["memory_limit_bytes"])
-        if report["blobs"]["blobs"] or report["blobs"]["memory_bytes"]:
-            console.print(blobs_in_words(report["blobs"]), highlight=False)
-    table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
-    for counts in app.state_backend.counts_by_task():
-        left = counts.calls - counts.succeeded - counts.failed
-        table.add_row(counts.task_id, *(f"{n:,}" for n in (counts.calls, counts.succeeded, counts.failed, left)))
-    console.print(table)
-    kept = app.state_backend.count_kept()
-    if kept:
-        console.print(f"{kept:,} unfinished calls are kept: pynenc resume runs them", highlight=False)
+    Console(highlight=False).print(Standing(app).view())
     app.close()
     return 0
+
+
+class Standing:
+    """Where an app stands just now, as it is shown.
+
+    Args:
+        app: Which app.
+
+    Attributes:
+        ended: How many calls have ended, of all that are stored.
+    """
+
+    def __init__(self, app: Pynenc) -> None:
+        self._app = app
+        self._report: dict[str, Any] | None = None
+        with contextlib.suppress(SupervisorLostError):  # It has just ended.
+            self._report = app.report()
+        self._tasks = app.state_backend.counts_by_task()
+        self._kept = app.state_backend.count_kept()
+        self.ended = sum(one.succeeded + one.failed for one in self._tasks)
+
+    def view(self, *more: str) -> Group:
+        """All of it, with some lines more."""
+        from rich.console import Group
+
+        return Group(*self._supervisor(), *more, self._calls(), *self._stopped())
+
+    def _supervisor(self) -> Iterator[RenderableType]:
+        from rich.markup import escape
+
+        yield f"app [bold]{escape(self._app.app_id)}[/], state in {escape(self._app.conf.state_path)}"
+        report = self._report
+        if report is None:
+            yield "no supervisor runs"
+            return
+        yield (
+            f"supervisor: pid {report['pid']}, {report['clients'] - 1} other clients, "
+            f"{report['unfinished']:,} calls unfinished, {report['ready']:,} of them waiting"
+        )
+        if report["refused"]:
+            yield f"{report['refused']:,} connections were closed because of what they sent; the log tells of them"
+        yield _workers(report["workers"], report["memory_limit_bytes"])
+        if report["blobs"]["blobs"] or report["blobs"]["memory_bytes"]:
+            yield blobs_in_words(report["blobs"])
+
+    def _calls(self) -> Table:
+        from rich.table import Table
+
+        table = Table("task", "calls", "succeeded", "failed", "unfinished", title="calls")
+        for counts in self._tasks:
+            left = counts.calls - counts.succeeded - counts.failed
+            table.add_row(counts.task_id, *(f"{n:,}" for n in (counts.calls, counts.succeeded, counts.failed, left)))
+        return table
+
+    def _stopped(self) -> Iterator[RenderableType]:
+        if self._kept:
+            yield f"{self._kept:,} unfinished calls are kept: pynenc resume runs them"
 
 
 def blobs_in_words(blobs: dict[str, Any]) -> str:
@@ -80,7 +120,7 @@ def show_config(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_workers(console: Any, workers: list[dict[str, Any]], limit: int | None) -> None:
+def _workers(workers: list[dict[str, Any]], limit: int | None) -> Table:
     from rich.table import Table
 
     from pynenc.system.memory import in_words
@@ -94,7 +134,7 @@ def _print_workers(console: Any, workers: list[dict[str, Any]], limit: int | Non
             worker["running"] or "-",
             str(worker["leased"]),
         )
-    console.print(table)
+    return table
 
 
 def _size(count: float) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, Finished, all_gone, own_processes, wait_until
+from tests.terminal import CTRL_C, Terminal
 
 RunPython = Callable[..., Finished]
 APP = """
@@ -82,6 +83,40 @@ def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPyth
     wait_until(all_gone, "the supervisor has ended")
     assert pynenc(run_python, "runner", "stop").code == 1
     assert "no supervisor runs" in pynenc(run_python, "status").out
+
+
+def test_monitor_shows_what_happens_again_and_again(run_python: RunPython) -> None:
+    assert pynenc(run_python, "runner", "start").code == 0
+    assert pynenc(run_python, "run", "work.py").code == 0
+    shown = pynenc(run_python, "monitor", "--interval", "0.01", "--count", "3")
+    assert shown.code == 0, shown.err
+    assert shown.out.count("supervisor: pid") == shown.out.count("work.add") == 3
+    assert shown.out.count("0 calls a second end") == 2  # The first look has nothing before it.
+    wrong = pynenc(run_python, "monitor", "--interval", "0")
+    assert (wrong.code, "--interval: invalid seconds value" in wrong.err) == (2, True)
+    assert pynenc(run_python, "runner", "stop").code == 0
+    wait_until(all_gone, "the supervisor has ended")
+    assert "no supervisor runs" in pynenc(run_python, "monitor", "--count", "1").out
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_a_monitor_keeps_no_supervisor_and_ends_with_ctrl_c(kind: str, run_python: RunPython, tmp_path: Path) -> None:
+    script = "import sys\nfrom work import add\nprint(add(1, 2).result, flush=True)\nsys.stdin.read()\n"
+    assert run_python({"work.py": APP, "script.py": script}, "-c", "").code == 0
+    project = tmp_path / "project"
+    command = ["-m", "pynenc", "--app", "work.app", "monitor", "--interval", "0.01"]
+    with (
+        subprocess.Popen([sys.executable, "script.py"], cwd=project, stdin=-1, stdout=-1) as process,
+        Terminal(command, project, {"TERM": kind}) as terminal,
+    ):
+        terminal.wait_for("supervisor: pid")
+        process.communicate(timeout=30)
+        terminal.wait_for("no supervisor runs")
+        terminal.press(CTRL_C)
+        code, shown = terminal.wait()
+    assert code == 0
+    assert "Traceback" not in shown
+    wait_until(all_gone, "the supervisor has ended")
 
 
 def test_show_config_tells_each_value_and_its_source(run_python: RunPython) -> None:
