@@ -196,7 +196,7 @@ class ConfigTask(Config):
         wanted = {
             f"{PREFIX}CONFIGTASK__{written}#{name}__{one}".upper()
             for written in (module, module.replace(".", "#"))
-            for one in (field.name, *field.aliases)
+            for one in field.names
         }
         yield from (variable for variable in os.environ if variable.upper() in wanted)
         yield from super()._variables(field)
@@ -204,7 +204,7 @@ class ConfigTask(Config):
 
 def option_fields() -> dict[str, Field[Any]]:
     """The field of each option name."""
-    return {name: field for field in ConfigTask.fields() for name in (field.name, *field.aliases)}
+    return {name: field for field in ConfigTask.fields() for name in field.names}
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

@@ -28,6 +28,10 @@ class Field(Generic[Value]):
         expects: The type in words, for errors and for the reference.
         doc: What the value does, with its unit.
         aliases: Other names that are accepted.
+
+    Attributes:
+        name: The field's name; its attribute's.
+        names: All names that are accepted, this one first.
     """
 
     def __init__(
@@ -37,11 +41,12 @@ class Field(Generic[Value]):
         self.convert = convert
         self.expects = expects
         self.doc = doc
-        self.aliases = aliases
         self.name = ""
+        self.names = aliases
 
     def __set_name__(self, owner: type[Config], name: str) -> None:
         self.name = name
+        self.names = (name, *self.names)
 
     @overload
     def __get__(self, config: None, owner: type[Config]) -> Field[Value]: ...

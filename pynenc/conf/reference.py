@@ -66,7 +66,7 @@ def _section(kind: type[Config]) -> str:
 
 
 def _row(kind: type[Config], field: Field[Any]) -> str:
-    name = " or ".join(f"`{one}`" for one in (field.name, *field.aliases))
+    name = " or ".join(f"`{one}`" for one in field.names)
     default = field.default.name if isinstance(field.default, Enum) else repr(field.default)
     return f"| {name} | {field.expects} | `{default}` | {field.doc} | `{kind.variable(field)}` |"
 

@@ -109,7 +109,7 @@ class Config:
             for name in table:
                 if name not in known:
                     raise unknown_name(source, name, known)
-        mine = {name: field.name for field in self.fields() for name in (field.name, *field.aliases)}
+        mine = {name: field.name for field in self.fields() for name in field.names}
         found = {mine[name]: Found(value, source) for name, value in table.items() if name in mine}
         for name, value in inner.items():
             if name in mine:
@@ -122,7 +122,7 @@ class Config:
         return False
 
     def _variables(self, field: Field[Any]) -> Iterator[str]:
-        for name in (field.name, *field.aliases):
+        for name in field.names:
             yield f"{PREFIX}{type(self).__name__.upper()}__{name.upper()}"
             yield f"{PREFIX}{name.upper()}"
             if (legacy := LEGACY_VARIABLES.get(f"{PREFIX}{name.upper()}")) is not None:
@@ -150,7 +150,7 @@ def known_names() -> dict[str, None]:
     """Every field name of every configuration class."""
     from pynenc.conf.classes import config_classes
 
-    return {name: None for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)}
+    return {name: None for kind in config_classes() for field in kind.fields() for name in field.names}
 
 
 def sections() -> list[str]:
@@ -187,7 +187,7 @@ def check_environment() -> None:
 
     valid = {f"{PREFIX}{name.upper()}" for name in known_names()}
     for kind in config_classes():
-        names = [name for field in kind.fields() for name in (field.name, *field.aliases)]
+        names = [name for field in kind.fields() for name in field.names]
         valid.update(f"{PREFIX}{kind.__name__.upper()}__{name.upper()}" for name in names)
     for variable in ours:
         name, known = variable, valid

@@ -196,7 +196,7 @@ def test_a_wrong_variable_is_told_of(monkeypatch: pytest.MonkeyPatch, variable: 
 
 def test_a_name_means_one_field() -> None:
     """Names are accepted without their section, so no two sections have one in common."""
-    names = [name for kind in config_classes() for field in kind.fields() for name in (field.name, *field.aliases)]
+    names = [name for kind in config_classes() for field in kind.fields() for name in field.names]
     assert len(names) == len(set(names))
 
 
