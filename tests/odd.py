@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from collections import namedtuple
@@ -86,3 +87,69 @@ def leave_in_lost_directory() -> str:
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
     return "gone"
+
+
+@app.task
+async def exit_beside(how: str, code: Any = 3) -> str:
+    """Has something that it starts leave the program."""
+
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt if code == "interrupt" else SystemExit(code)
+
+    if how == "gather":
+        await asyncio.gather(leave(), asyncio.sleep(0))
+    elif how == "group":
+        async with asyncio.TaskGroup() as group:
+            group.create_task(leave())
+    elif how == "task":
+        task = asyncio.create_task(leave())
+        await asyncio.sleep(60)
+        await task
+    else:
+        asyncio.get_running_loop().call_soon(sys.exit, code)
+        await asyncio.sleep(60)
+    return "still here"
+
+
+@app.task
+async def exit_beside_while_blocked(above: str) -> float:
+    """The same while a coroutine holds the event loop up: this one, or another one."""
+    if above == "its own":
+        asyncio.get_running_loop().call_soon(sys.exit, 3)
+    return wait_in_turns(exit_beside("gather")) if above == "another's" else nap(1.0).result
+
+
+def wait_in_turns(invocation: Any) -> float:
+    """Hold the event loop up until it is known what came of that call, then once more."""
+    assert type(invocation.exception) is SystemExit
+    return nap(0.01).result
+
+
+@app.task
+async def stop_loop(seconds: float) -> float:
+    loop = asyncio.get_running_loop()
+    loop.stop()
+    await asyncio.sleep(seconds)
+    loop.stop()
+    blocked = nap(seconds)
+    loop.call_soon(loop.stop)
+    return blocked.result
+
+
+@app.task
+async def break_loop() -> None:
+    """Leave nothing of the event loop that could go on."""
+    loop: Any = asyncio.get_running_loop()
+    loop._selector.close()
+    await asyncio.sleep(60)
+
+
+@app.task
+async def same_after_cancel(x: int) -> int:
+    """The first one cancels all others of its loop, also those that have not begun."""
+    if x == 0:
+        for one in asyncio.all_tasks() - {asyncio.current_task()}:
+            one.cancel()
+    await asyncio.sleep(0.01)
+    return x

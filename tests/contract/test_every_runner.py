@@ -23,13 +23,6 @@ from tests import keyed, rules, tasks
 from tests.conftest import wait_until
 
 
-@pytest.fixture(params=["distributed", "synchronous"], autouse=True)
-def mode(request: pytest.FixtureRequest, leaves_nothing: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "synchronous":
-        monkeypatch.setenv("PYNENC__DEV_MODE_FORCE_SYNC_TASKS", "True")
-    return str(request.param)
-
-
 def test_a_call_gives_an_invocation_whose_result_is_what_the_function_returns(mode: str) -> None:
     invocation = tasks.add(1, 2)
     kind = DistributedInvocation if mode == "distributed" else SynchronousInvocation
