@@ -11,6 +11,8 @@ from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+from pynenc import RetryError
+from tests.rules import append
 from tests.tasks import app
 
 Row = namedtuple("Row", "x y")
@@ -19,6 +21,78 @@ Row = namedtuple("Row", "x y")
 @dataclass(frozen=True)
 class NotFound(Exception):
     """An exception on which nothing can be set."""
+
+
+class Hostile(Exception):
+    """An exception that wants to leave the program, whatever is done to it.
+
+    Args:
+        when: When it does: as it is "pickled", "read" back, "shown", or asked for its "delay".
+        how: What it raises then.
+    """
+
+    def __init__(self, when: str, how: type[BaseException] = SystemExit) -> None:
+        self.when, self.how = when, how
+
+    def __reduce__(self) -> Any:
+        if self.when == "pickled":
+            raise self.how(4)
+        return (leave, (self.how,)) if self.when == "read" else (Hostile, (self.when, self.how))
+
+    def __str__(self) -> str:
+        if self.when == "shown":
+            raise self.how(4)
+        return "hostile"
+
+
+def leave(how: type[BaseException]) -> None:
+    raise how(4)
+
+
+class Again(RetryError):
+    """Asks for another attempt, and knows of no delay."""
+
+    def __init__(self, delay: Any = None) -> None:
+        if delay is not None:
+            self.delay = delay
+
+
+class Impatient(RetryError):
+    @property
+    def delay(self) -> float:  # type: ignore[override]
+        raise SystemExit(4)
+
+    @delay.setter
+    def delay(self, _: object) -> None: ...
+
+
+@app.task
+def raise_hostile(when: str, how: type[BaseException] = SystemExit) -> None:
+    raise Hostile(when, how)
+
+
+@app.task
+async def raise_hostile_in_loop(when: str, how: type[BaseException] = SystemExit) -> None:
+    raise Hostile(when, how)
+
+
+@app.task(threads_per_worker=2)
+def raise_hostile_in_thread(when: str, how: type[BaseException] = SystemExit) -> None:
+    raise Hostile(when, how)
+
+
+RAISE_HOSTILE: dict[str, Any] = {
+    "plain": raise_hostile,
+    "loop": raise_hostile_in_loop,
+    "thread": raise_hostile_in_thread,
+}
+
+
+@app.task
+async def raise_again(log: str, kind: str) -> int:
+    if append(log, "tried") == 0:
+        raise Impatient if kind == "hostile" else Again({"negative": -5.0, "text": "soon", "none": None}[kind])
+    return 7
 
 
 @app.task

@@ -203,6 +203,7 @@ class Call(RunningLease):
     def _fail(self, error: BaseException) -> None:
         end_child(error)
         raised = execution.describe(error)
+        end_child()  # Code of the exception may have forked.
         if isinstance(error, asyncio.CancelledError) and self.why is not None:
             self.fail_with(*self._stopped(raised.traceback))
         else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pynenc import SerializationError
 from tests import odd
 
 
@@ -16,3 +18,37 @@ def test_an_exit_of_what_a_coroutine_has_started_ends_that_call_alone(how: str, 
     assert type(error) is SystemExit
     assert error.code == code
     assert odd.nap(0.0).get(timeout=20) == 0.0
+
+
+@pytest.mark.parametrize("where", odd.RAISE_HOSTILE)
+@pytest.mark.parametrize("when", ["pickled", "read", "shown"])
+def test_an_exception_that_wants_to_leave_the_program_fails_its_call_alone(where: str, when: str) -> None:
+    error = odd.RAISE_HOSTILE[where](when).exception
+    if when == "shown":
+        assert type(error) is odd.Hostile
+    else:
+        assert type(error) is SerializationError
+        assert str(error) == "the task raised Hostile: hostile; it cannot be pickled: SystemExit: 4"
+    assert odd.same(7).get(timeout=20) == 7
+
+
+@pytest.mark.parametrize("when", ["pickled", "read", "shown"])
+def test_an_exception_that_interrupts_the_program_ends_only_the_script_that_runs_it(when: str, mode: str) -> None:
+    if mode == "synchronous":
+        with pytest.raises(KeyboardInterrupt):
+            odd.raise_hostile(when, KeyboardInterrupt)
+    else:
+        error = odd.raise_hostile(when, KeyboardInterrupt).exception
+        assert type(error) is (odd.Hostile if when == "shown" else SerializationError)
+    assert odd.same(7).get(timeout=20) == 7
+
+
+@pytest.mark.parametrize("kind", ["none", "negative", "text", "hostile"])
+def test_an_exception_that_asks_for_another_attempt_in_an_odd_way_is_told_of(kind: str, tmp_path: Path) -> None:
+    patient = odd.raise_again.with_options(max_retries=1)
+    invocation = patient(str(tmp_path / "log"), kind)
+    if kind in ("text", "hostile"):
+        assert invocation.exception is not None
+        assert invocation.num_retries == 0
+    else:
+        assert invocation.get(timeout=20) == 7
