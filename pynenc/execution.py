@@ -275,6 +275,18 @@ def _describe(error: BaseException) -> Raised:
     return Raised(type_name, message[:MAX_TEXT], text[:MAX_TEXT], _pickle_exception(error, type_name, message))
 
 
+def call_back(callback: Callable[[], object]) -> None:
+    """Call the user's code when there is nobody to raise to: what it raises is logged, except Ctrl-C (`is_ctrl_c`)."""
+    try:
+        callback()
+    except BaseException as error:  # user code
+        if is_ctrl_c(error):
+            raise
+        import logging
+
+        logging.getLogger("pynenc").exception("a done callback raised")
+
+
 def is_ctrl_c(error: BaseException) -> bool:
     """Whether an exception has to be taken for the user's Ctrl-C, which ends the script whatever code it interrupts.
 

@@ -6,8 +6,10 @@ import asyncio
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections import namedtuple
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +95,41 @@ async def raise_again(log: str, kind: str) -> int:
     if append(log, "tried") == 0:
         raise Impatient if kind == "hostile" else Again({"negative": -5.0, "text": "soon", "none": None}[kind])
     return 7
+
+
+@app.task
+def fail_below(depth: int) -> None:
+    if depth:
+        fail_below.func(depth - 1)
+    raise ValueError("below")
+
+
+@app.task
+def know_itself_in_thread() -> bool:
+    """Whether a thread that runs in the context of its call belongs to it."""
+    mine = know_itself_in_thread.invocation
+    found: list[Any] = []
+
+    def look() -> None:
+        found.append(know_itself_in_thread.invocation)
+        found.append(same(1).parent_invocation)
+
+    thread = threading.Thread(target=copy_context().run, args=(look,))
+    thread.start()
+    thread.join()
+    return found == [mine, mine]
+
+
+@app.task(threads_per_worker=2)
+def know_itself_beside_others() -> bool:
+    mine = know_itself_beside_others.invocation
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=copy_context().run, args=(lambda: found.append(know_itself_beside_others.invocation),)
+    )
+    thread.start()
+    thread.join()
+    return found == [mine]
 
 
 @app.task

@@ -16,6 +16,7 @@ from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNot
 from pynenc.invocation import (
     DistributedInvocation,
     DistributedInvocationGroup,
+    ReusedInvocation,
     SynchronousInvocation,
     SynchronousInvocationGroup,
 )
@@ -359,8 +360,14 @@ def test_a_failed_dependency_is_named_by_what_depends_on_it() -> None:
 
 def test_a_cached_call_runs_once(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    assert keyed.remembered(1, 2, log).result == 3
-    assert keyed.remembered(x=1, y=2, log=log).result == 3
+    first = keyed.remembered(1, 2, log)
+    assert first.result == 3
+    again = keyed.remembered(x=1, y=2, log="elsewhere")
+    assert isinstance(again, ReusedInvocation)
+    assert not isinstance(first, ReusedInvocation)
+    assert (again.result, again.diff_arg, again) == (3, None, first)
+    assert again.arguments == first.arguments
+    assert tasks.app.get_invocation(again.invocation_id).result == 3
     assert list(keyed.remembered.parallelize([(1, 2, log), (2, 2, log)]).results) == [3, 4]
     assert (tmp_path / "log").read_text().split() == ["1", "2"]
 

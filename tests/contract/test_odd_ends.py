@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +54,43 @@ def test_an_exception_that_asks_for_another_attempt_in_an_odd_way_is_told_of(kin
         assert invocation.num_retries == 0
     else:
         assert invocation.get(timeout=20) == 7
+
+
+def test_a_failure_is_the_same_however_often_it_is_looked_at() -> None:
+    invocation = odd.fail_below(3)
+
+    def frames() -> int:
+        with pytest.raises(ValueError, match="below") as raised:
+            invocation.result  # noqa: B018
+        return len(raised.traceback)
+
+    assert len({frames() for _ in range(5)}) == 1
+    with pytest.raises(ValueError, match="below"):
+        asyncio.run(async_result(invocation))
+    assert frames() == frames()
+
+
+async def async_result(invocation: Any) -> Any:
+    return await invocation
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, GeneratorExit])
+def test_what_a_done_callback_raises_is_logged(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    called = threading.Semaphore(0)
+
+    def leave(_: object) -> None:
+        raise error("on purpose")
+
+    invocation = odd.same(7)
+    invocation.add_done_callback(leave)
+    invocation.add_done_callback(lambda _: called.release())
+    assert called.acquire(timeout=20)
+    assert invocation.result == 7
+    assert [(one.message, one.exc_info and one.exc_info[0]) for one in caplog.records] == [
+        ("a done callback raised", error)
+    ]
+
+
+def test_a_thread_in_the_context_of_a_call_belongs_to_it() -> None:
+    assert odd.know_itself_in_thread().get(timeout=20)
+    assert odd.know_itself_beside_others().get(timeout=20)
