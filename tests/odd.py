@@ -97,6 +97,16 @@ async def raise_again(log: str, kind: str) -> int:
     return 7
 
 
+class Shy:
+    def __repr__(self) -> str:
+        raise SystemExit(4)
+
+
+@app.task(rerun_on_worker_loss=False)
+def die_with(value: Any) -> None:
+    os._exit(9)
+
+
 @app.task
 def fail_below(depth: int) -> None:
     if depth:
