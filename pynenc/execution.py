@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pynenc import context
 from pynenc.exceptions import (
+    LONGEST_DELAY_S,
     DependencyError,
     InvocationCancelledError,
     InvocationControlledError,
@@ -241,7 +243,21 @@ def sent_back(error: BaseException) -> BaseException:
 
 
 def describe(error: BaseException) -> Raised:
-    """An exception as it travels: in words, and pickled when that can be undone."""
+    """An exception as it travels: in words, and pickled when that can be undone.
+
+    Raises nothing, whatever the exception's own code does when it is looked at, except Ctrl-C (`is_ctrl_c`).
+    """
+    try:
+        return _describe(error)
+    except BaseException as broken:  # user code that Python itself calls: a property, a metaclass
+        if is_ctrl_c(broken):
+            raise
+        type_name = type(error).__qualname__
+        message = f"the task raised {type_name}; it cannot be looked at: {type(broken).__name__}"
+        return Raised(type_name, message, f"{message}\n", dumps(SerializationError(message)))
+
+
+def _describe(error: BaseException) -> Raised:
     import traceback
 
     if context.uses_blobs and isinstance(error, ValueError | TypeError | BufferError) and "read-only" in str(error):
@@ -250,19 +266,55 @@ def describe(error: BaseException) -> Raised:
     tail = error.__traceback__.tb_next if error.__traceback__ is not None else None
     try:
         text = "".join(traceback.format_exception(type(error), error, tail))
-    except Exception as broken:  # the user's own __str__ or __repr__
+    except BaseException as broken:  # the user's own __str__ or __repr__
+        if is_ctrl_c(broken):
+            raise
         text = f"{type(error).__qualname__} (its text cannot be shown: {type(broken).__name__})\n"
     message = _message_of(error) + (f"; {READ_ONLY}" if READ_ONLY in getattr(error, "__notes__", ()) else "")
     type_name = type(error).__qualname__
     return Raised(type_name, message[:MAX_TEXT], text[:MAX_TEXT], _pickle_exception(error, type_name, message))
 
 
+def call_back(callback: Callable[[], object]) -> None:
+    """Call the user's code when there is nobody to raise to: what it raises is logged, except Ctrl-C (`is_ctrl_c`)."""
+    try:
+        callback()
+    except BaseException as error:  # user code
+        if is_ctrl_c(error):
+            raise
+        import logging
+
+        logging.getLogger("pynenc").exception("a done callback raised")
+
+
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether an exception has to be taken for the user's Ctrl-C, which ends the script whatever code it interrupts.
+
+    That is every `KeyboardInterrupt` in the main thread of a process that is no worker: nothing tells one that code
+    has raised. Workers ignore the signal, so there it is the user's code.
+    """
+    return (
+        isinstance(error, KeyboardInterrupt)
+        and context.worker_of is None
+        and threading.current_thread() is threading.main_thread()
+    )
+
+
 def retry_delay(error: BaseException, retriable: tuple[type[BaseException], ...]) -> float:
-    """After how many seconds an exception asks for another attempt, or `DEFAULT_DELAY`, or `NOT_RETRIABLE`."""
-    if not isinstance(error, retriable):
+    """After how many seconds an exception asks for another attempt, or `DEFAULT_DELAY`, or `NOT_RETRIABLE`.
+
+    Raises nothing but Ctrl-C, as `describe`: an exception that cannot be looked at is not retriable.
+    """
+    try:
+        if not isinstance(error, retriable):
+            return NOT_RETRIABLE
+        # A subclass may have an `__init__` that knows of no delay, or set one that is none.
+        delay = getattr(error, "delay", None) if isinstance(error, RetryError) else None
+        return DEFAULT_DELAY if delay is None or not 0 <= delay <= LONGEST_DELAY_S else float(delay)
+    except BaseException as broken:  # the exception's own code
+        if is_ctrl_c(broken):
+            raise
         return NOT_RETRIABLE
-    delay = error.delay if isinstance(error, RetryError) else None
-    return DEFAULT_DELAY if delay is None else delay
 
 
 SUPERVISORS_ERRORS = {
@@ -294,7 +346,7 @@ def restore(
         invocation_id: The call.
         arguments: Its arguments in short; asked for when its worker ended with it.
 
-    Raises nothing: an exception whose class cannot be imported here comes back as `SerializationError`.
+    Raises nothing but Ctrl-C (`is_ctrl_c`): an exception that cannot be read here comes back as `SerializationError`.
     """
     if not failure.pickled:
         message = failure.message
@@ -305,10 +357,12 @@ def restore(
         error: BaseException = loads(failure.pickled)
         if not isinstance(error, BaseException):
             raise TypeError(f"{type(error).__name__} is no exception")
-    except Exception as broken:  # unpickling runs the user's own code
+    except BaseException as broken:  # unpickling runs the user's own code
+        if is_ctrl_c(broken):
+            raise
         error = SerializationError(
             f"the task raised {failure.type_name}: {failure.message}; the exception itself "
-            f"cannot be unpickled here: {type(broken).__name__}: {broken}"
+            f"cannot be unpickled here: {type(broken).__name__}: {_message_of(broken)}"
         )
     # Not `error.__cause__ = …`: an exception may be a dataclass that lets nobody set anything.
     vars(BaseException)["__cause__"].__set__(error, WorkerTraceback(failure.traceback))
@@ -318,7 +372,9 @@ def restore(
 def _message_of(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as broken:  # the user's own __str__
+    except BaseException as broken:  # the user's own __str__
+        if is_ctrl_c(broken):
+            raise
         return f"(its text cannot be shown: {type(broken).__name__})"
 
 
@@ -326,7 +382,9 @@ def _pickle_exception(error: BaseException, type_name: str, message: str) -> byt
     try:
         pickled = dumps(error)
         loads(pickled)  # Many exception classes can be pickled but not read back.
-    except Exception as broken:  # pickling runs the user's own code
-        why = f"{type(broken).__name__}: {broken}"
+    except BaseException as broken:  # pickling runs the user's own code, which may also want to leave the program
+        if is_ctrl_c(broken):
+            raise
+        why = f"{type(broken).__name__}: {_message_of(broken)}"
         return dumps(SerializationError(f"the task raised {type_name}: {message}; it cannot be pickled: {why}"))
     return pickled

@@ -13,7 +13,11 @@ from weakref import WeakValueDictionary
 
 from pynenc import context, execution
 from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNotFoundError
-from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
+from pynenc.invocation.synchronous import (
+    ReusedSynchronousInvocation,
+    SynchronousInvocation,
+    SynchronousInvocationGroup,
+)
 from pynenc.lineage import call_in_words, circle
 from pynenc.prepared import CallKeys, PreparedCall
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
@@ -46,7 +50,7 @@ class SynchronousRunner:
     """Runs calls in this process. What `call_result_cache` keeps is gone with the process."""
 
     def __init__(self) -> None:
-        self._cached: dict[bytes, bytes] = {}
+        self._cached: dict[bytes, tuple[SynchronousInvocation[Any, Any], bytes]] = {}
         self._alive: WeakValueDictionary[str, SynchronousInvocation[Any, Any]] = WeakValueDictionary()
 
     def submit(
@@ -71,12 +75,12 @@ class SynchronousRunner:
         if failed is not None:
             invocation.fail(_dependency_error(invocation, failed))
         elif keys.cache in self._cached:
-            invocation.begin()
-            invocation.succeed(loads(self._cached[keys.cache]))
+            first, frozen = self._cached[keys.cache]
+            return ReusedSynchronousInvocation(first, loads(frozen))
         else:
             _run(invocation, task, entry)
             if keys.cache and invocation.exception is None:
-                self._cached[keys.cache] = dumps(invocation.result)
+                self._cached[keys.cache] = invocation, dumps(invocation.result)
         return invocation
 
     def submit_group(

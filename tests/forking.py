@@ -192,3 +192,45 @@ class ForksWhenPickled:
 @app.task
 def return_what_forks() -> Any:
     return ForksWhenPickled()
+
+
+class RaisedAndForks(Exception):
+    """An exception in whose pickling a child comes to be, which leaves at once."""
+
+    def __reduce__(self) -> Any:
+        child = os.fork()
+        if child == 0:
+            sys.exit(3)
+        code_of(child)
+        return ValueError, ("parent",)
+
+
+@app.task
+def raise_what_forks() -> None:
+    raise RaisedAndForks
+
+
+@app.task
+async def raise_what_forks_in_coroutine() -> None:
+    await asyncio.sleep(0)
+    raise RaisedAndForks
+
+
+@app.task(threads_per_worker=2)
+def raise_what_forks_in_thread() -> None:
+    raise RaisedAndForks
+
+
+@app.task
+async def fork_beside_coroutine() -> int:
+    """The child leaves in a coroutine that this one has started."""
+    children: list[int] = []
+
+    async def forks() -> None:
+        if child := os.fork():
+            children.append(child)
+        else:
+            sys.exit(3)
+
+    await asyncio.create_task(forks())
+    return await asyncio.to_thread(code_of, children[0])

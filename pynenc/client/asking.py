@@ -12,6 +12,7 @@ from pynenc.client.connection import Connection, query_frame
 from pynenc.client.lost import LostRunner
 from pynenc.client.session import Session
 from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
+from pynenc.execution import is_ctrl_c
 from pynenc.invocation.distributed import (
     DistributedInvocation,
     DistributedInvocationGroup,
@@ -241,7 +242,9 @@ class Asking(Session):
             return f"{size:,} bytes"
         try:
             return self.arguments_of(app.get_task(stored.task_id), submission, index).in_short()
-        except Exception as error:  # the user's own unpickling, or a task that is not here
+        except BaseException as error:  # the user's own unpickling or repr, or a task that is not here
+            if is_ctrl_c(error):
+                raise
             return f"(cannot be shown: {type(error).__name__})"
 
     def parent_of(self, submission: Submission) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from pynenc.execution import call_back
 from pynenc.runner import Submission
 
 
@@ -55,15 +56,3 @@ def call_all(ready: list[Callable[[], object]]) -> None:
         except IndexError:
             return  # Another thread took it.
         call_back(callback)
-
-
-def call_back(callback: Callable[[], object]) -> None:
-    """Call the user's code when there is nobody to raise to: what it raises is logged."""
-    try:
-        callback()
-    except BaseException as error:  # user code
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-            raise
-        import logging
-
-        logging.getLogger("pynenc").exception("a done callback raised")

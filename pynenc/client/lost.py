@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pynenc.client.callbacks import call_back
 from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.execution import call_back
 from pynenc.runner import RemoteRunner, Submission
 from pynenc.status import InvocationStatus
 

@@ -16,7 +16,7 @@ from pynenc.invocation.distributed import (
     DistributedInvocation,
     DistributedInvocationGroup,
     Part,
-    ReusedInvocation,
+    ReusedDistributedInvocation,
     whole,
 )
 from pynenc.prepared import PreparedCall
@@ -60,7 +60,7 @@ class ClusterRunner(Asking):
 
                 submission, index, _, reused = Lookup(self, task).parts_of([entry])[0]
                 if reused is not None:
-                    return ReusedInvocation(task, submission, index, reused.diff_arg)
+                    return ReusedDistributedInvocation(task, submission, index, reused.diff_arg)
                 return DistributedInvocation(task, submission, index)
         return DistributedInvocation(task, *self._batcher.add(task, entry))
 

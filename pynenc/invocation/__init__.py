@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
+from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, ReusedInvocation
 from pynenc.invocation.distributed import (
     DistributedInvocation,
     DistributedInvocationGroup,
-    ReusedInvocation,
 )
 from pynenc.invocation.synchronous import SynchronousInvocation, SynchronousInvocationGroup
 from pynenc.status import InvocationStatus

@@ -215,6 +215,18 @@ class BaseInvocation(ABC, Generic[Params, Result]):
         return f"{type(self).__name__}({self.invocation_id}, task={self.task.task_id})"
 
 
+class ReusedInvocation(BaseInvocation[Params, Result]):
+    """An invocation that was there already when a call was made, and answers it.
+
+    Attributes:
+        diff_arg: The arguments of the new call, when they differ from those of the invocation that waits with its key.
+    """
+
+    __slots__ = ()
+
+    diff_arg: Arguments | None
+
+
 class BaseInvocationGroup(ABC, Generic[Params, Result]):
     """The invocations of one `parallelize`, in the order of the calls."""
 

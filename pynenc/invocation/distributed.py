@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pynenc import context
 from pynenc.dependencies import result_of, results_of
 from pynenc.exceptions import CycleDetectedError
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange, by_id
+from pynenc.invocation.base_invocation import (
+    BaseInvocation,
+    BaseInvocationGroup,
+    Outcome,
+    ReusedInvocation,
+    StatusChange,
+    by_id,
+)
 from pynenc.protocol.messages import Ending, Results, invocation_number
 from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
 from pynenc.serializer import unpack
@@ -150,12 +157,8 @@ class DistributedInvocation(BaseInvocation[Params, Result]):
         return result_of, (invocation_number(number, index),)
 
 
-class ReusedInvocation(DistributedInvocation[Params, Result]):
-    """An invocation that was there already when a call was registered.
-
-    Attributes:
-        diff_arg: The arguments of the new call, when they differ from those of the invocation.
-    """
+class ReusedDistributedInvocation(DistributedInvocation[Params, Result], ReusedInvocation[Params, Result]):
+    """One that the database has, or that waits already."""
 
     __slots__ = ("diff_arg",)
 
@@ -277,7 +280,7 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
 
     def _in_part(self, part: Part, index: int) -> DistributedInvocation[Params, Result]:
         if part.reused is not None:
-            return ReusedInvocation(self._task, part.submission, index, part.reused.diff_arg)
+            return ReusedDistributedInvocation(self._task, part.submission, index, part.reused.diff_arg)
         return DistributedInvocation(self._task, part.submission, index)
 
     def _result_stretches(self) -> Iterator[list[Result]]:

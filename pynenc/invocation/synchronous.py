@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pynenc import context, execution
 from pynenc.exceptions import CycleDetectedError
-from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup, Outcome, StatusChange, by_id
+from pynenc.invocation.base_invocation import (
+    BaseInvocation,
+    BaseInvocationGroup,
+    Outcome,
+    ReusedInvocation,
+    StatusChange,
+    by_id,
+)
 from pynenc.lineage import call_in_words
 from pynenc.status import InvocationStatus, check_change
 from pynenc.types import Params, Result
@@ -26,7 +35,18 @@ SYNCHRONOUS = "sync-"
 class SynchronousInvocation(BaseInvocation[Params, Result]):
     """One call that this process ran when it was made; its outcome waits to be looked at."""
 
-    __slots__ = ("_arguments", "_error", "_history", "_id", "_parent", "_retries", "_status", "_task", "_value")
+    __slots__ = (
+        "_arguments",
+        "_error",
+        "_history",
+        "_id",
+        "_parent",
+        "_retries",
+        "_status",
+        "_task",
+        "_traceback",
+        "_value",
+    )
 
     def __init__(
         self,
@@ -44,6 +64,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         self._become(InvocationStatus.REGISTERED)
         self._value: Any = None
         self._error: BaseException | None = None
+        self._traceback: TracebackType | None = None
 
     def begin(self) -> None:
         """Say that the call runs now."""
@@ -61,7 +82,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
 
     def fail(self, error: BaseException) -> None:
         """Give the invocation its exception."""
-        self._error = error
+        self._error, self._traceback = error, error.__traceback__
         self._become(InvocationStatus.FAILED, error)
 
     def _become(self, status: InvocationStatus, error: BaseException | None = None) -> None:
@@ -113,7 +134,7 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         if not self._status.is_final:  # It runs: the one who asks is inside of it.
             raise CycleDetectedError([call_in_words(self)] * 2)
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(self._traceback)  # Each time it is raised adds to what it has.
         return self._value  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -124,12 +145,25 @@ class SynchronousInvocation(BaseInvocation[Params, Result]):
         return _given, (self._value,)
 
     def add_done_callback(self, callback: Callable[[Self], object]) -> None:
-        try:
-            callback(self)
-        except Exception:  # the user's code, as the promise says
-            import logging
+        execution.call_back(partial(callback, self))
 
-            logging.getLogger("pynenc").exception("a done callback of %r raised", self)
+
+class ReusedSynchronousInvocation(SynchronousInvocation[Params, Result], ReusedInvocation[Params, Result]):
+    """One that answers a later call from the cache: the same in all, but its result is no object that the first one gave.
+
+    Args:
+        first: The invocation that ran.
+        value: The result.
+    """
+
+    __slots__ = ("diff_arg",)
+
+    def __init__(self, first: SynchronousInvocation[Params, Result], value: Any) -> None:
+        self._task, self._arguments, self._parent = first._task, first._arguments, first._parent
+        self._id, self._retries = first._id, first._retries
+        self._history, self._status = first._history, first._status
+        self._value, self._error, self._traceback = value, None, None
+        self.diff_arg = None
 
 
 def _given(value: Any) -> Any:

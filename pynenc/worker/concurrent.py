@@ -159,11 +159,20 @@ class Call(RunningLease):
         """Say what became of it, although its coroutine has not ended."""
         self.fail_with(*self._stopped(""))
 
+    def end_with(self, error: BaseException) -> bool:
+        """Fail with what something has raised that its coroutine has started; False when it had ended before."""
+        if self._has_told:
+            return False
+        if self.why is None:
+            self._fail(error)
+            self.stop(Ending.FAILED)  # The coroutine itself does not know yet.
+        return True
+
     def start(self) -> None:
         """Begin it on its event loop, in whose thread this is."""
         assert self.event_loop is not None
         token = context.concurrent_call.set(self)
-        self.coroutine = self.event_loop.loop.create_task(self.run())  # It takes the context over as it is now.
+        self.coroutine = _Coroutine(self)  # It takes the context over as it is now.
         context.concurrent_call.reset(token)
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
@@ -181,7 +190,7 @@ class Call(RunningLease):
 
     def _cancel(self) -> None:
         if not self.has_begun:
-            self._call_soon(self._cancel)  # What is cancelled before it begins never comes to tell.
+            self._call_soon(self._cancel)
         elif self.coroutine is not None:
             self.has_heard = True
             self.coroutine.cancel()
@@ -194,6 +203,7 @@ class Call(RunningLease):
     def _fail(self, error: BaseException) -> None:
         end_child(error)
         raised = execution.describe(error)
+        end_child()  # Code of the exception may have forked.
         if isinstance(error, asyncio.CancelledError) and self.why is not None:
             self.fail_with(*self._stopped(raised.traceback))
         else:
@@ -214,6 +224,22 @@ class Call(RunningLease):
         if not self._has_told:
             self._has_told = True
             self._worker.ship(frame)
+
+
+class _Coroutine(asyncio.Task[None]):
+    """Runs a call. What is cancelled before it begins would never come to tell; user code may cancel all tasks of its loop."""
+
+    def __init__(self, call: Call) -> None:
+        assert call.event_loop is not None
+        super().__init__(call.run(), loop=call.event_loop.loop)
+        self._call = call
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel it, once it has begun."""
+        if self._call.has_begun:
+            return super().cancel(msg)
+        self.get_loop().call_soon(self.cancel, msg)
+        return True
 
 
 class ConcurrentWorker(BaseWorker):

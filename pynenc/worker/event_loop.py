@@ -3,17 +3,25 @@
 A coroutine that blocks its loop, by `.result` in place of `await`, has the loop turn from inside, so that the others go on. They
 run on top of it on the same stack. So that this does not grow without end, a loop with many such turns begins nothing
 new; another one does.
+
+`SystemExit` and `KeyboardInterrupt` of what a coroutine has started beside itself (child tasks, callbacks) asyncio lets through the
+whole loop. The call to which that belongs ends with it, as under `asyncio.run`; the loop goes on with the others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any, TypeVar
 
+from pynenc import context
 from pynenc.worker.forks import end_child
 
 Waited = TypeVar("Waited")
@@ -26,6 +34,9 @@ TURN_FRAMES = 100
 
 STACK_BYTES = 64 * 1024 * 1024
 """The stack of a loop's thread; only what is used takes memory."""
+
+RUNS_CALLBACK = asyncio.Handle._run.__code__
+"""What runs each step of a task and each callback in an event loop that is written in Python."""
 
 _limit_lock = threading.Lock()
 
@@ -109,7 +120,13 @@ class EventLoop:
         self.turns += 1
         try:
             while not is_over():
-                loop._run_once()
+                try:
+                    loop._run_once()
+                except (SystemExit, KeyboardInterrupt) as error:
+                    self._go_on_after(error)
+                loop._stopping = (
+                    False  # A coroutine on top has called `stop`, which is no business of the one that waits.
+                )
         finally:
             self.turns -= 1
             _change_recursion_limit(-TURN_FRAMES)
@@ -132,10 +149,27 @@ class EventLoop:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
-        except BaseException as error:  # a coroutine beside the call's own has raised SystemExit
+            while True:
+                try:
+                    self.loop.run_forever()  # It returns when a coroutine has called `stop`.
+                except (SystemExit, KeyboardInterrupt) as error:
+                    self._go_on_after(error)
+        except BaseException as error:  # a coroutine has closed the loop, or broken it in another way
             end_child(error)
-            raise
+            traceback.print_exc()
+        # Without this thread its calls would never end: with the process they are counted as lost.
+        os._exit(1)
+
+    def _go_on_after(self, error: BaseException) -> None:
+        """Something beside the calls' own coroutines has raised what would end a program."""
+        end_child(error)
+        call = _take_call(error)
+        if call is None or not call.end_with(error):
+            logging.getLogger("pynenc").error(
+                "%s in an event loop of a worker, of no call that still runs; the loop goes on",
+                type(error).__name__,
+                exc_info=error,
+            )
 
 
 class _NothingToDo:
@@ -167,6 +201,21 @@ class _NothingToDo:
                     "end it with os._exit, or run a loop of its own with asyncio.run"
                 )
             )
+
+
+def _take_call(error: BaseException) -> Any:
+    """The call to which the code belongs that has raised this through its event loop; None when that cannot be told.
+
+    Tasks and callbacks run in the context in which they were made. The frames of the loop are left out of the traceback.
+    """
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_code is not RUNS_CALLBACK:
+        found = found.tb_next
+    if found is None:
+        return None
+    error.__traceback__ = found
+    frame: FrameType = found.tb_frame
+    return frame.f_locals["self"]._context.get(context.concurrent_call)
 
 
 def _change_recursion_limit(by: int) -> None:

@@ -16,18 +16,12 @@ from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNot
 from pynenc.invocation import (
     DistributedInvocation,
     DistributedInvocationGroup,
+    ReusedInvocation,
     SynchronousInvocation,
     SynchronousInvocationGroup,
 )
 from tests import keyed, rules, tasks
 from tests.conftest import wait_until
-
-
-@pytest.fixture(params=["distributed", "synchronous"], autouse=True)
-def mode(request: pytest.FixtureRequest, leaves_nothing: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "synchronous":
-        monkeypatch.setenv("PYNENC__DEV_MODE_FORCE_SYNC_TASKS", "True")
-    return str(request.param)
 
 
 def test_a_call_gives_an_invocation_whose_result_is_what_the_function_returns(mode: str) -> None:
@@ -366,8 +360,14 @@ def test_a_failed_dependency_is_named_by_what_depends_on_it() -> None:
 
 def test_a_cached_call_runs_once(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
-    assert keyed.remembered(1, 2, log).result == 3
-    assert keyed.remembered(x=1, y=2, log=log).result == 3
+    first = keyed.remembered(1, 2, log)
+    assert first.result == 3
+    again = keyed.remembered(x=1, y=2, log="elsewhere")
+    assert isinstance(again, ReusedInvocation)
+    assert not isinstance(first, ReusedInvocation)
+    assert (again.result, again.diff_arg, again) == (3, None, first)
+    assert again.arguments == first.arguments
+    assert tasks.app.get_invocation(again.invocation_id).result == 3
     assert list(keyed.remembered.parallelize([(1, 2, log), (2, 2, log)]).results) == [3, 4]
     assert (tmp_path / "log").read_text().split() == ["1", "2"]
 

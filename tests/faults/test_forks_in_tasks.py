@@ -114,6 +114,18 @@ def test_children_call_tasks_and_wait_for_them(task: Any, expected: Any) -> None
     assert list(task.parallelize([(x,) for x in range(8)]).results) == [expected(x) for x in range(8)]
 
 
+@pytest.mark.parametrize(
+    "task", [forking.raise_what_forks, forking.raise_what_forks_in_coroutine, forking.raise_what_forks_in_thread]
+)
+def test_a_child_that_an_exception_forks_ends_too(task: Any) -> None:
+    assert repr(task().exception) == "ValueError('parent')"
+    assert tasks.add(1, 2).get(timeout=30) == 3
+
+
+def test_a_child_that_leaves_in_a_coroutine_beside_its_call_has_the_exit_code_of_a_script() -> None:
+    assert forking.fork_beside_coroutine().get(timeout=30) == 3
+
+
 def test_a_child_of_a_child_calls_tasks_and_its_parent_ends_with_its_call() -> None:
     assert forking.call_in_grandchild(1).get(timeout=30) == 0
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pynenc import RetryError
-from pynenc.exceptions import TaskTimeoutError
+from pynenc.exceptions import TaskTimeoutError, WorkerLostError
 from tests import odd, tasks
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
@@ -93,6 +93,12 @@ def test_exceptions_on_which_nothing_can_be_set_are_delivered() -> None:
     assert isinstance(call.exception, odd.NotFound)
     assert "raise NotFound" in str(call.exception.__cause__)
     assert [type(one.exception) for one in odd.raise_frozen.parallelize([()] * 3).outcomes] == [odd.NotFound] * 3
+
+
+def test_a_lost_call_whose_arguments_want_to_leave_the_program_is_told_of() -> None:
+    error = odd.die_with(odd.Shy()).exception
+    assert isinstance(error, WorkerLostError)
+    assert str(error).endswith("its arguments: (cannot be shown: SystemExit)")
 
 
 def test_paths_of_any_kind_in_the_path_of_modules(monkeypatch: pytest.MonkeyPatch) -> None:
