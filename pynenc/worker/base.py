@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
@@ -23,6 +23,7 @@ from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_
 from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import Slot
 from pynenc.serializer import Frozen, loads
+from pynenc.system.directory import go_to, working_directory
 from pynenc.system.output import flush_output
 from pynenc.task import Task, registered
 from pynenc.worker.forks import became_child, end_child
@@ -41,9 +42,10 @@ class DeclaredTask:
     Attributes:
         copies: Whether its calls get copies of large arguments.
         stride: See `execution.run_lease`.
+        strays: Whether its calls were seen to leave the directory in which they began.
     """
 
-    __slots__ = ("context", "copies", "func", "stride", "task", "task_id")
+    __slots__ = ("context", "copies", "func", "strays", "stride", "task", "task_id")
 
     def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
         self.task_id = task_id
@@ -52,6 +54,7 @@ class DeclaredTask:
         self.func: Callable[..., Any]
         self.copies = False
         self.stride = 1
+        self.strays = False
 
     def learn(self, count: int, seconds: float) -> None:
         """So many calls took so long."""
@@ -61,15 +64,11 @@ class DeclaredTask:
             self.stride = execution.MAX_STRIDE
 
     def load(self) -> None:
-        """Import the task's module in its client's surroundings.
+        """Import the task's module; this process is in its client's surroundings.
 
         Raises:
             RunnerError: The module has no such task. Whatever the import raises comes through.
         """
-        path: list[str] = self.context["sys_path"]
-        if sys.path != path:
-            sys.path[:] = path
-        os.chdir(self.context["cwd"])  # Wherever a call has left this process, perhaps in a directory that is gone.
         module_name, _, name = self.task_id.rpartition(".")
         importlib.invalidate_caches()
         task = getattr(importlib.import_module(module_name), name, None)
@@ -86,6 +85,24 @@ class DeclaredTask:
         self.task = task
         self.func = execution.runnable(task.func)
         self.copies = task.conf.copy_arguments
+
+
+class Place(NamedTuple):
+    """Where a call is that pauses.
+
+    Attributes:
+        directory: Its working directory; empty when that is gone.
+        entered: Its task.
+        began_in: The directory in which it began.
+        path: The `sys.path` that came with its task.
+        found_in: The `sys.path` as it is.
+    """
+
+    directory: str
+    entered: DeclaredTask | None
+    began_in: str
+    path: list[str]
+    found_in: list[str]
 
 
 class Output:
@@ -151,6 +168,9 @@ class BaseWorker:
         self._common: dict[int, bytes] = {}
         self._shared: dict[int, dict[str, Any]] = {}
         self._mapping: set[int] = set()
+        self._entered: DeclaredTask | None = None
+        self._directory = ""
+        self._path: list[str] = []
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
@@ -212,6 +232,38 @@ class BaseWorker:
             else:
                 self.take_answer(Kind(kind), body)
         return count > 0
+
+    def enter(self, declared: DeclaredTask) -> None:
+        """Go where the calls of a task are to begin, and look for modules where their client does.
+
+        What modules and calls have added to `sys.path` themselves stays, until calls come from somewhere else.
+
+        Raises:
+            RunnerError: The directory is gone, or nobody can go there.
+        """
+        directory, path = declared.context["cwd"], declared.context["sys_path"]
+        here = working_directory()  # per lease
+        if here != self._directory and self._entered is not None:
+            self._entered.strays = True
+        self._entered, self._directory = declared, directory
+        if here != directory or not directory:
+            go_to(directory)
+        if path != self._path:
+            self._path = path
+            sys.path[:] = path
+
+    def place(self) -> Place:
+        """Where a call is that pauses."""
+        return Place(working_directory(), self._entered, self._directory, self._path, list(sys.path))
+
+    def go_back(self, place: Place) -> None:
+        """Be there again, as far as that is possible: what ran on top of the call may have begun somewhere else."""
+        if place.directory and working_directory() != place.directory:
+            with contextlib.suppress(OSError):
+                os.chdir(place.directory)
+        if self._path is not place.path:
+            sys.path[:] = place.found_in
+        self._entered, self._directory, self._path = place.entered, place.began_in, place.path
 
     def function_for(self, declared: DeclaredTask, func: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
         """What the calls of a lease call: the function, with the arguments that they share, unpickled once.

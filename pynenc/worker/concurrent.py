@@ -294,6 +294,7 @@ class ConcurrentWorker(BaseWorker):
             call.stop(Ending.KILLED)
 
     def _function(self, declared: DeclaredTask, lease: Lease) -> Callable[..., Any]:
+        self.enter(declared)
         if declared.task is None:
             declared.load()
         return self.function_for(declared, declared.task.func, lease)

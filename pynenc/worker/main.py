@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 from pynenc import context
@@ -18,6 +19,7 @@ from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.writing import Writer
 from pynenc.protocol.messages import Kind, Lease
 from pynenc.protocol.slots import POSITION, STARTED, Slot
+from pynenc.system.directory import call_in
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
 from pynenc.worker.base import BaseWorker, Output, let_calls_leave
@@ -90,9 +92,13 @@ class Worker(BaseWorker):
         # To import its module and to unpickle what its calls share runs user code, of which this process may die.
         self.slot.times[STARTED], self.slot.numbers[POSITION] = time.monotonic(), lease.position
         try:
+            self.enter(declared)
             if declared.task is None:
                 declared.load()
-            func = self.function_for(declared, declared.func, lease)
+            func: Any = declared.func
+            if declared.strays:
+                func = partial(call_in, declared.context["cwd"], func)
+            func = self.function_for(declared, func, lease)
         except BaseException as error:  # importing runs user code
             dropped_to = leases.fail(lease, error, self.slot, self.shipper)
         else:

@@ -54,7 +54,7 @@ class Nesting:
         numbers, times = worker.slot.numbers, worker.slot.times
         running, position, started = context.worker_running, numbers[POSITION], times[STARTED]
         shipper.ship()
-        suspended = shipper.suspend()
+        suspended, place = shipper.suspend(), worker.place()
         worker.switch(Pause(position, running.end(), started, tuple(awaited)).to_frame(), Kind.PAUSED)
         try:
             return self._run_until(connection, done, deadline)
@@ -65,6 +65,7 @@ class Nesting:
             times[STARTED], numbers[POSITION] = started, position
             worker.switch(number_frame(Kind.RESUME, begun), Kind.RESUMED)
             context.worker_running = running
+            worker.go_back(place)
             shipper.resume(suspended)
 
     def _wait_beside(self, connection: Any, done: Callable[[], bool], timeout: float | None) -> bool:
