@@ -1,7 +1,7 @@
 """What a client tells of its tasks, and the numbers by which it calls them. Runs in the caller's process.
 
-Where the script is when a batch leaves, and its `sys.path` then, are part of what is told: calls begin there. When one of
-them is another than before, the task is declared once more, under another number.
+Calls begin where the script is when they leave: each batch says so, unless the script is where it was when it declared the task.
+When `sys.path` is another one than then, the task is declared once more, under another number.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pynenc.exceptions import SupervisorLostError
+from pynenc.protocol.extras import GONE
 from pynenc.protocol.messages import Kind, json_frame
 from pynenc.system.boot import texts_of_path
 from pynenc.system.directory import working_directory
+from pynenc.system.origins import origins, to_texts
 
 if TYPE_CHECKING:
     from pynenc.client.connection import Connection
@@ -28,23 +30,30 @@ class Declarations:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._keys: dict[tuple[Task[Any, Any], str], int] = {}
+        self._keys: dict[tuple[Task[Any, Any], int], tuple[int, str]] = {}
         self._path: list[str] = []
         self._declared: dict[int, tuple[Task[Any, Any], bytes]] = {}
 
-    def key_of(self, task: Task[Any, Any], connection: Connection) -> int:
-        """The number by which a task is called that is called where this process is now.
+    def key_of(self, task: Task[Any, Any], connection: Connection) -> tuple[int, bytes]:
+        """How a task is called from here.
 
         Args:
             task: The task.
             connection: Over which it is declared, if it was not yet. When it is lost, whatever is sent next tells.
+
+        Returns:
+            Its number, and the working directory if that is another one than when it was declared.
         """
-        directory = working_directory()  # per batch
-        key = self._keys.get((task, directory)) if sys.path == self._path else None
-        if key is not None:
-            return key
-        with self._lock:
-            return self._declare(task, directory, connection)
+        here = working_directory()  # per batch
+        # A module that was imported again has the same task with another function.
+        found = self._keys.get((task, id(task.func))) if sys.path == self._path else None
+        if found is None:
+            with self._lock:
+                found = self._declare(task, here, connection)
+        key, directory = found
+        if here == directory:
+            return key, b""
+        return key, os.fsencode(here) if here else GONE
 
     def frames(self) -> Iterable[bytes]:
         """All declarations, for another supervisor."""
@@ -58,11 +67,11 @@ class Declarations:
         """The task that is called by a number."""
         return self._declared[key][0]
 
-    def _declare(self, task: Task[Any, Any], directory: str, connection: Connection) -> int:
+    def _declare(self, task: Task[Any, Any], directory: str, connection: Connection) -> tuple[int, str]:
         if sys.path != self._path:
             self._keys.clear()
             self._path = list(sys.path)
-        known = self._keys.get((task, directory))
+        known = self._keys.get((task, id(task.func)))
         if known is not None:
             return known  # Another thread was faster.
         key = len(self._declared) + 1
@@ -70,16 +79,21 @@ class Declarations:
         self._declared[key] = task, frame
         with contextlib.suppress(SupervisorLostError):
             connection.send(frame)
-        self._keys[task, directory] = key  # Only now: no other thread calls by this number before it is declared.
-        return key
+        # Only now: no other thread calls by this number before it is declared.
+        made = self._keys[task, id(task.func)] = key, directory
+        return made
 
 
 def _declaration_frame(task: Task[Any, Any], key: int, directory: str) -> bytes:
     """What the supervisor and its workers have to know of a task, and the number by which this client calls it."""
+    modules = origins()
+    own = modules.get(task.func.__module__)
     surroundings = {
         "sys_path": _import_path(task, directory),
         "cwd": directory,
         "options": task.conf.worker_options(),
+        "file": own.file if own is not None else "",
+        "modules": to_texts(modules),
     }
     options = task.conf.rules(task.is_async)
     return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=surroundings)

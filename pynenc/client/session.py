@@ -417,13 +417,15 @@ class Session:
     ) -> None:
         connection = self._live_connection()
         self._wait_interrupted = False
-        key = self._declarations.key_of(task, connection)
+        key, directory = self._declarations.key_of(task, connection)
         parent = NO_INVOCATION
         count, packing, payload, extras = packed
         if caller is not None:
             parent = caller.number
             submission.behind = behind(caller, extras, self._held)
             extras = extras._replace(lineage=caller.lineage)
+        if directory:
+            extras = extras._replace(directory=directory)
         batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
         if not self._is_workers_own:
             self._handover.keep(batch)

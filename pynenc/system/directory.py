@@ -24,10 +24,10 @@ def go_to(directory: str) -> None:
         RunnerError: It is gone, or this process may not go there.
     """
     try:
-        if not directory:
+        if not os.path.isabs(directory):
             raise FileNotFoundError("the script was in a directory that was gone when it made the call")
         os.chdir(directory)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RunnerError(
             f"a call begins in the directory in which its script made it, and there is none: {error}; keep it until the "
             "call has ended, or change the directory before the call"

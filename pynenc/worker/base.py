@@ -9,7 +9,7 @@ import select
 import socket
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,9 +24,11 @@ from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import Slot
 from pynenc.serializer import Frozen, loads
 from pynenc.system.directory import go_to, working_directory
+from pynenc.system.origins import Origin, to_texts
 from pynenc.system.output import flush_output
 from pynenc.task import Task, registered
 from pynenc.worker.forks import became_child, end_child
+from pynenc.worker.imports import Clash, Imports
 
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
@@ -41,15 +43,17 @@ class DeclaredTask:
 
     Attributes:
         copies: Whether its calls get copies of large arguments.
+        modules: Those of its client, as they travel; see `pynenc.system.origins`.
         stride: See `execution.run_lease`.
         strays: Whether its calls were seen to leave the directory in which they began.
     """
 
-    __slots__ = ("context", "copies", "func", "strays", "stride", "task", "task_id")
+    __slots__ = ("context", "copies", "func", "modules", "strays", "stride", "task", "task_id")
 
-    def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
+    def __init__(self, task_id: str, client_context: dict[str, Any], modules: Sequence[str] = ()) -> None:
         self.task_id = task_id
         self.context = client_context
+        self.modules = modules or _own_module(task_id, client_context)
         self.task: Any = None
         self.func: Callable[..., Any]
         self.copies = False
@@ -87,6 +91,12 @@ class DeclaredTask:
         self.copies = task.conf.copy_arguments
 
 
+def _own_module(task_id: str, client_context: dict[str, Any]) -> list[str]:
+    """The module of a task, in no state that it could be in: all that is known of a call that was made long ago."""
+    file = client_context.get("file")
+    return to_texts({task_id.rpartition(".")[0]: Origin("-", file)}) if file else []
+
+
 class Place(NamedTuple):
     """Where a call is that pauses.
 
@@ -103,6 +113,12 @@ class Place(NamedTuple):
     began_in: str
     path: list[str]
     found_in: list[str]
+
+
+def directory_of(lease: Lease, declared: DeclaredTask) -> str:
+    """Where calls begin."""
+    directory: str = os.fsdecode(lease.directory) if lease.directory else declared.context["cwd"]
+    return directory
 
 
 class Output:
@@ -171,6 +187,7 @@ class BaseWorker:
         self._entered: DeclaredTask | None = None
         self._directory = ""
         self._path: list[str] = []
+        self._imports = Imports()
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
@@ -217,7 +234,7 @@ class BaseWorker:
                 self.take_lease(Lease.from_body(body))
             elif kind == Kind.TASK:
                 fields = json_from(body)
-                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"], fields["modules"])
             elif kind == Kind.COMMON:
                 number, payload = bytes_from(body)
                 self._recent.add(number)
@@ -233,20 +250,20 @@ class BaseWorker:
                 self.take_answer(Kind(kind), body)
         return count > 0
 
-    def enter(self, declared: DeclaredTask) -> None:
-        """Go where the calls of a task are to begin, and look for modules where their client does.
+    def enter(self, declared: DeclaredTask, directory: str) -> None:
+        """Go where calls of a task are to begin, and look for modules where their client does.
 
         What modules and calls have added to `sys.path` themselves stays, until calls come from somewhere else.
 
         Raises:
             RunnerError: The directory is gone, or nobody can go there.
         """
-        directory, path = declared.context["cwd"], declared.context["sys_path"]
+        path: list[str] = declared.context["sys_path"]
         here = working_directory()  # per lease
         if here != self._directory and self._entered is not None:
             self._entered.strays = True
         self._entered, self._directory = declared, directory
-        if here != directory or not directory:
+        if here != directory:
             go_to(directory)
         if path != self._path:
             self._path = path
@@ -264,6 +281,24 @@ class BaseWorker:
         if self._path is not place.path:
             sys.path[:] = place.found_in
         self._entered, self._directory, self._path = place.entered, place.began_in, place.path
+
+    def clash(self, declared: DeclaredTask) -> Clash | None:
+        """Why this worker cannot run the calls of a task; it is asked before the first of them."""
+        return self._imports.clash(declared.modules) if declared.task is None else None
+
+    def load(self, declared: DeclaredTask, directory: str) -> None:
+        """Go where calls of a task are to begin, and import it, unless that is done already.
+
+        Raises:
+            RunnerError: See `enter` and `DeclaredTask.load`. Whatever the import raises comes through.
+        """
+        self.enter(declared, directory)
+        if declared.task is None:
+            before = frozenset(sys.modules)
+            try:
+                declared.load()
+            finally:
+                self._imports.imported(declared.modules, before)
 
     def function_for(self, declared: DeclaredTask, func: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
         """What the calls of a lease call: the function, with the arguments that they share, unpickled once.

@@ -56,9 +56,11 @@ class Nesting:
         shipper.ship()
         suspended, place = shipper.suspend(), worker.place()
         worker.switch(Pause(position, running.end(), started, tuple(awaited)).to_frame(), Kind.PAUSED)
+        worker.paused += 1
         try:
             return self._run_until(connection, done, deadline)
         finally:
+            worker.paused -= 1
             shipper.ship()  # Once the slot says the waiting call again, it no longer tells that these were begun.
             begun = numbers[POSITION]
             # Before it is told: whoever is told looks into the slot for the call that goes on, which may have to be ended.

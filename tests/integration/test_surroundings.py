@@ -84,9 +84,10 @@ def test_a_directory_that_is_gone_fails_the_calls_that_begin_there(
     before, gone = os.getcwd(), tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
-    assert surroundings.where().result == str(gone)
+    tasks = (surroundings.where, surroundings.async_where)
+    assert [task().result for task in tasks] == [str(gone)] * 2
     gone.rmdir()
-    for task in (surroundings.where, surroundings.async_where):
+    for task in tasks:
         with pytest.raises(RunnerError, match="the directory in which its script made it, and there is none"):
             task().result  # noqa: B018
     os.chdir(before)
