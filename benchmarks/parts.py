@@ -73,7 +73,6 @@ def client() -> float:
     runner: Any = app._cluster
     runner._connection = AnsweringConnection(runner._take_in)
     runner._number_batches(1)
-    runner._task_keys[noop_task] = 1
     try:
         return best_us(lambda number: noop_task(number).result)
     finally:
@@ -114,7 +113,7 @@ def supervisor() -> float:
         blobs=list,
     )
     blobs = Blobs(BlobDirectory(os.path.join(tempfile.gettempdir(), "parts.db")), store, 0)  # type: ignore[arg-type]
-    held = SimpleNamespace(number=1, peer=peer, tasks=set(), output_of=0, concurrent=False)
+    held = SimpleNamespace(number=1, peer=peer, tasks={}, output_of=0, concurrent=False)
     pool = SimpleNamespace(workers={1: held}, persistent=False)
     measuring = Measuring(pool, app.supervisor_settings())  # type: ignore[arg-type]
     payloads = Payloads(store, 1 << 26)  # type: ignore[arg-type]

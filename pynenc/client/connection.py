@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pynenc.client.launch import connect
 from pynenc.client.lost import anew
@@ -24,11 +24,7 @@ from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.protocol.run_file import Address
-from pynenc.system.boot import texts_of_path
 from pynenc.system.spin import Spin
-
-if TYPE_CHECKING:
-    from pynenc.task import Task
 
 LONGEST_S = 1e6
 """Waits that are longer have no end: the system takes none of more than 24 days."""
@@ -296,14 +292,6 @@ class Connection:
 def query_frame(what: str, **fields: Any) -> bytes:
     """A question to the supervisor."""
     return json_frame(Kind.QUERY, what=what, **fields)
-
-
-def declaration_frame(task: Task[Any, Any], key: int) -> bytes:
-    """What the supervisor and its workers have to know of a task, and the number by which this client calls it."""
-    paths = [path or os.getcwd() for path in texts_of_path()]
-    context = {"sys_path": paths, "cwd": os.getcwd(), "options": task.conf.worker_options()}
-    options = task.conf.rules(task.is_async)
-    return json_frame(Kind.TASK, key=key, task_id=task.task_id, options=options, context=context)
 
 
 def stop_calls_of(connection: Connection, timeout: float) -> int:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pynenc import context
 from pynenc.client.asking import Asking
 from pynenc.client.batcher import Packed, constant_of, is_collection, pack_items
-from pynenc.exceptions import CycleDetectedError
+from pynenc.client.imports import check_imported
+from pynenc.exceptions import CycleDetectedError, RunnerError
 from pynenc.invocation.distributed import (
     DistributedInvocation,
     DistributedInvocationGroup,
@@ -49,8 +50,9 @@ class ClusterRunner(Asking):
             self._connect()
         if context.worker_of is not None:
             try:
+                check_imported(task)
                 self._check_cycle(task, entry)
-            except CycleDetectedError:
+            except (CycleDetectedError, RunnerError):
                 self.discard_blobs([entry])
                 raise
         if type(entry) is PreparedCall:
@@ -69,6 +71,8 @@ class ClusterRunner(Asking):
     ) -> DistributedInvocationGroup[Any, Any]:
         """Send the calls in batches as the items come."""
         self._connect()
+        if context.worker_of is not None:
+            check_imported(task)
         self._batcher.flush()  # What they depend on has to be there before them.
         with LazyFreezer(partial(self._sharing, is_collection(items))) as freezer:
             if not common:
@@ -140,6 +144,8 @@ class ClusterRunner(Asking):
         """Send calls as results are taken, so that at most `in_flight` are under way."""
         from pynenc.client.stream import stream
 
+        if context.worker_of is not None:
+            check_imported(task)
         return stream(self, task, items, ordered, in_flight)
 
     def submit_packed(self, task: Task[Any, Any], packed: Packed, group: int) -> Submission:

@@ -15,7 +15,8 @@ from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
 from pynenc.client.callbacks import CallbackThread, call_all
-from pynenc.client.connection import Connection, declaration_frame, stop_calls_of
+from pynenc.client.connection import Connection, stop_calls_of
+from pynenc.client.declarations import Declarations
 from pynenc.client.handover import Handover
 from pynenc.client.lost import LostRunner, anew, not_ours
 from pynenc.exceptions import RunnerError, SupervisorLostError
@@ -86,7 +87,7 @@ class Session:
 
     def _reset(self) -> None:
         self._batch_numbers: Iterator[int] = iter(())
-        self._task_keys: dict[Task[Any, Any], int] = {}
+        self._declarations = Declarations()
         self._held: dict[int, Submission] = {}
         self._handover = Handover()
         self._resuming: set[int] = set()
@@ -351,16 +352,16 @@ class Session:
         """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
         connection = self._connection
         assert connection is not None
-        for task, key in self._task_keys.items():
-            connection.send(declaration_frame(task, key))
+        for declaration in self._declarations.frames():
+            connection.send(declaration)
         token = next(self._tokens)
         self._handover.begin(connection, token, list(self._held.values()))
         connection.wait_until(lambda: token in self._answers)
         unknown = self._answers.pop(token)["unknown"]
-        tasks = {key: task for task, key in self._task_keys.items()}
+        tasks = self._declarations
 
         def may_rerun(batch: Batch) -> bool:
-            return tasks[batch.task].conf.rerun_on_worker_loss
+            return tasks.task_of(batch.task).conf.rerun_on_worker_loss
 
         def lose(number: int, why: str) -> None:
             if number in self._held:
@@ -431,16 +432,15 @@ class Session:
     ) -> None:
         connection = self._live_connection()
         self._wait_interrupted = False
-        key = self._task_keys.get(task)
-        is_new = key is None
-        if key is None:
-            key = self._task_keys[task] = len(self._task_keys) + 1
+        key, directory = self._declarations.key_of(task, connection)
         parent = NO_INVOCATION
         count, packing, payload, extras = packed
         if caller is not None:
             parent = caller.number
             submission.behind = behind(caller, extras, self._held)
             extras = extras._replace(lineage=caller.lineage)
+        if directory:
+            extras = extras._replace(directory=directory)
         batch = Batch(submission.number, key, count, group, parent, time.time(), packing, payload, extras.to_bytes())
         if not self._is_workers_own:
             self._handover.keep(batch)
@@ -448,11 +448,10 @@ class Session:
         if self._blobs is not None:
             self._blobs.send_releases()
         try:
-            if is_new:
-                connection.send(declaration_frame(task, key))
             connection.send(message)
         except SupervisorLostError:
-            self._send_again(batch, message, connection)
+            # Another thread may have told the next supervisor of all tasks before this one was among them.
+            self._send_again(batch, self._declarations.frame_of(key) + message, connection)
             return
         self._since_read += 1
         if self._since_read >= READ_EVERY:

@@ -20,6 +20,13 @@ BLOB_BYTES = 24
 
 _HEAD = Struct("<7IQ")
 _DEPENDENCY = Struct("<HHHQ")
+_DIRECTORY = Struct("<II")
+_HAS_DIRECTORY = (1 << 32) - 1
+"""Stands before the length of the directory, if there is one: no column is so long."""
+
+MAX_DIRECTORY_BYTES = 1 << 16
+GONE = b"?"
+"""In place of a directory: that in which the calls were made is gone. Others begin with a slash."""
 
 
 class Dependency(NamedTuple):
@@ -44,6 +51,7 @@ class Extras(NamedTuple):
         lineage: Which calls are above the one that made them; see `pynenc.lineage`.
         common: The number of the arguments that the calls share, 0 for none.
         blobs: To which blobs the arguments refer; see `pynenc.blobs.references`.
+        directory: Where the calls begin, if that is not where their task was declared.
     """
 
     running: bytes = b""
@@ -55,12 +63,14 @@ class Extras(NamedTuple):
     lineage: bytes = b""
     common: int = 0
     blobs: bytes = b""
+    directory: bytes = b""
 
     def to_bytes(self) -> bytes:
         """As they travel and are stored; nothing when there are none."""
         if self is NONE or self == NONE:
             return b""
-        return b"".join((_HEAD.pack(*map(len, self[:7]), self.common), *self[:7], self.blobs))
+        directory = _DIRECTORY.pack(_HAS_DIRECTORY, len(self.directory)) + self.directory if self.directory else b""
+        return b"".join((directory, _HEAD.pack(*map(len, self[:7]), self.common), *self[:7], self.blobs))
 
     @classmethod
     def from_bytes(cls, body: bytes, count: int) -> Extras:
@@ -75,6 +85,7 @@ class Extras(NamedTuple):
         """
         if not body:
             return NONE
+        directory, body = _split_directory(body)
         try:
             *lengths, common = _HEAD.unpack_from(body)
         except error:
@@ -92,7 +103,7 @@ class Extras(NamedTuple):
         for length in lengths:
             columns.append(body[at : at + length])
             at += length
-        made = cls._make((*columns, common, body[at:]))
+        made = cls._make((*columns, common, body[at:], directory))
         if any(
             one.index >= count or not one.first < one.stop <= MAX_BATCH_CALLS or one.batch > MAX_BATCH
             for one in made.depended_on()
@@ -111,6 +122,16 @@ class Extras(NamedTuple):
 
 
 NONE = Extras()
+
+
+def _split_directory(body: bytes) -> tuple[bytes, bytes]:
+    """The directory, and what follows it."""
+    if len(body) < _DIRECTORY.size or _DIRECTORY.unpack_from(body)[0] != _HAS_DIRECTORY:
+        return b"", body
+    stop = _DIRECTORY.size + _DIRECTORY.unpack_from(body)[1]
+    if not _DIRECTORY.size < stop <= min(len(body), _DIRECTORY.size + MAX_DIRECTORY_BYTES):
+        raise ProtocolError(f"extras of {len(body)} bytes have a directory of {stop - _DIRECTORY.size}")
+    return body[_DIRECTORY.size : stop], body[stop:]
 
 
 def dependencies_column(dependencies: Iterable[Dependency]) -> bytes:

@@ -90,6 +90,7 @@ class Kind(IntEnum):
     GOODBYE = 15
     LEASE = 16
     CUT = 17
+    UNFIT = 18
     SPAWN = 19
     SPAWNED = 20
     EXITED = 21
@@ -142,7 +143,7 @@ _U64 = Struct("<Q")
 _BATCH = Struct("<QIIQQdBI")
 _RESULTS = Struct("<QIIIBddI")
 _FAILURE = Struct("<QIIIIBddd4I")
-_LEASE = Struct("<QQIIIIQBI")
+_LEASE = Struct("<QQIIIIQBII")
 _ROWS_COUNT = Struct("<I")
 
 
@@ -317,18 +318,22 @@ class Lease(NamedTuple):
     payload: bytes
     lineage: bytes = b""
     """Which calls are above the one that made them; see `pynenc.lineage`."""
+    directory: bytes = b""
+    """Where they begin, if that is not where their task was declared."""
 
     def to_frame(self) -> bytes:
-        return frame(Kind.LEASE, _LEASE.pack(*self[:8], len(self.lineage)), self.lineage, self.payload)
+        head = _LEASE.pack(*self[:8], len(self.lineage), len(self.directory))
+        return frame(Kind.LEASE, head, self.lineage, self.directory, self.payload)
 
     @classmethod
     def from_body(cls, body: bytes) -> Lease:
         _check(body, _LEASE)
-        *head, lineage = _LEASE.unpack_from(body)
-        split = _LEASE.size + lineage
+        *head, lineage, directory = _LEASE.unpack_from(body)
+        behind = _LEASE.size + lineage
+        split = behind + directory
         if split > len(body):
             raise ProtocolError(f"a lease of batch {head[1]} is too short")
-        return cls._make((*head, body[split:], body[_LEASE.size : split]))
+        return cls._make((*head, body[split:], body[_LEASE.size : behind], body[behind:split]))
 
 
 class Pause(NamedTuple):

@@ -12,7 +12,7 @@ CREATE TABLE tasks (
     id      INTEGER PRIMARY KEY,
     task_id TEXT NOT NULL,
     options TEXT NOT NULL,   -- JSON
-    context TEXT NOT NULL,   -- JSON: the client's sys.path and working directory
+    context TEXT NOT NULL,   -- JSON: the client's sys.path, its working directory, the file of the task's module
     UNIQUE (task_id, options, context)
 );
 

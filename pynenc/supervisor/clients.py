@@ -141,6 +141,8 @@ class Clients:
         task_id, context = declared.task_id, declared.context
         number = self._store.add_task(task_id, json.dumps(declared.options), json.dumps(context))
         task = self._tasks.setdefault(number, Task(number, task_id, context))
+        if declared.modules != task.modules:
+            task.modules = declared.modules  # Workers are told of it before they get more of its calls.
         client.tasks[declared.key] = task
         self._inbox.add(TaskDeclared(number, declared.rules))
 

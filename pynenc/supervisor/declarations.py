@@ -23,6 +23,7 @@ class Declaration(NamedTuple):
     rules: TaskOptions
     options: dict[str, Any]
     context: dict[str, Any]
+    modules: list[str]
 
 
 def declaration_from(body: bytes) -> Declaration:
@@ -37,9 +38,11 @@ def declaration_from(body: bytes) -> Declaration:
         "sys_path": context.texts("sys_path"),
         "cwd": context.path("cwd"),
         "options": context.text("options") if "options" in context.names else "",
+        "file": context.path("file") if "file" in context.names else "",
     }
+    modules = context.texts("modules") if "modules" in context.names else []
     key = fields.integer("key", most=MAX_KEY)
-    return Declaration(key, fields.text("task_id"), _rules(options), options.values, surroundings)
+    return Declaration(key, fields.text("task_id"), _rules(options), options.values, surroundings, modules)
 
 
 def _rules(options: Fields) -> TaskOptions:

@@ -248,6 +248,13 @@ class CutReached(NamedTuple):
     position: int
 
 
+class WorkerUnfit(NamedTuple):
+    """A worker has imported other modules than the calls from this position on mean: it runs none of them and drops the rest."""
+
+    worker: int
+    position: int
+
+
 class Looked(NamedTuple):
     """The time that was asked for with `LookAgain` has passed; the positions of all workers now."""
 
@@ -280,6 +287,7 @@ Event: TypeAlias = (
     | ThreadsWait
     | CutSettled
     | CutReached
+    | WorkerUnfit
     | Looked
     | StopsChecked
 )

@@ -62,17 +62,18 @@ class Orders:
         """Give a worker calls, and before them what it needs to know of them and has not been told."""
         worker = self._pool.workers[lease.worker]
         self._direct_output(worker, lease.batch >> BATCH_NUMBER_BITS)
-        if lease.task not in worker.tasks:
-            worker.tasks.add(lease.task)
-            task = self._tasks[lease.task]
-            worker.peer.send(json_frame(Kind.TASK, number=task.number, task_id=task.task_id, context=task.context))
+        task = self._tasks[lease.task]
+        if worker.tasks.get(lease.task) is not task.modules:
+            worker.tasks[lease.task] = task.modules
+            told = {"number": task.number, "task_id": task.task_id, "context": task.context, "modules": task.modules}
+            worker.peer.send(json_frame(Kind.TASK, **told))
         extras = self._orchestrator.batches[lease.batch].extras
         common = extras.common
         if common and worker.common_arguments.add(common):
             worker.peer.send(bytes_frame(Kind.COMMON, common, self._store.common_arguments(common)))
         packing, payload = self._payloads.slice(lease.batch, lease.first, lease.stop)
         head = (lease.position, lease.batch, lease.task, lease.first, lease.stop, lease.attempt, common)
-        message = Lease(*head, packing, payload, extras.lineage)
+        message = Lease(*head, packing, payload, extras.lineage, extras.directory)
         worker.peer.send(message.to_frame())
 
     def give(self, number: int, order: Order | RetireWorker) -> None:

@@ -44,7 +44,7 @@ class Worker:
     """A worker process as its supervisor sees it.
 
     Attributes:
-        tasks: The numbers of the tasks it was told about.
+        tasks: The tasks it was told about, by number, each with the modules of its client then.
         common_arguments: The numbers of those it holds.
         output_of: The client whose output files it prints to.
         death: How it ended, in words; empty while it lives.
@@ -65,7 +65,7 @@ class Worker:
         self.slot = slot
         self.peer: Peer
         self.pid = 0
-        self.tasks: set[int] = set()
+        self.tasks: dict[int, list[str]] = {}
         self.common_arguments = Recent()
         self.output_of = 0
         self.death = ""

@@ -6,11 +6,17 @@ from typing import Any
 
 
 class Task:
-    """A name that workers import, and where they find it."""
+    """A name that workers import, and where they find it.
 
-    __slots__ = ("context", "number", "task_id")
+    Attributes:
+        modules: What was imported where it was declared last, as it travels; see `pynenc.system.origins`. It is not kept
+            in the database: whoever takes a call up later runs what is there then.
+    """
+
+    __slots__ = ("context", "modules", "number", "task_id")
 
     def __init__(self, number: int, task_id: str, context: dict[str, Any]) -> None:
         self.number = number
         self.task_id = task_id
         self.context = context
+        self.modules: list[str] = []

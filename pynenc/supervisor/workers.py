@@ -16,6 +16,7 @@ from pynenc.supervisor.events import (
     WorkerLost,
     WorkerPaused,
     WorkerResumed,
+    WorkerUnfit,
 )
 from pynenc.supervisor.inbox import Inbox
 from pynenc.supervisor.loop import Frames, Peer
@@ -69,6 +70,8 @@ class Workers:
                 self._inbox.add(failed, failure)
             elif kind == Kind.CUT:
                 self._inbox.add(CutReached(number, number_from(body)))
+            elif kind == Kind.UNFIT:
+                self._inbox.add(WorkerUnfit(number, number_from(body)))
             elif kind == Kind.PAUSE:
                 self._inbox.add(WorkerPaused(number, *Pause.from_body(body)))
             elif kind == Kind.RESUME:

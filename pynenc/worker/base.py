@@ -9,9 +9,9 @@ import select
 import socket
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
@@ -23,9 +23,12 @@ from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_
 from pynenc.protocol.recent import Recent
 from pynenc.protocol.slots import Slot
 from pynenc.serializer import Frozen, loads
+from pynenc.system.directory import go_to, working_directory
+from pynenc.system.origins import Origin, to_texts
 from pynenc.system.output import flush_output
 from pynenc.task import Task, registered
 from pynenc.worker.forks import became_child, end_child
+from pynenc.worker.imports import Clash, Imports
 
 ATTACHED_BYTES = socket.CMSG_SPACE(16 * array("i").itemsize)
 """Room for the open files that come with one read."""
@@ -40,18 +43,22 @@ class DeclaredTask:
 
     Attributes:
         copies: Whether its calls get copies of large arguments.
+        modules: Those of its client, as they travel; see `pynenc.system.origins`.
         stride: See `execution.run_lease`.
+        strays: Whether its calls were seen to leave the directory in which they began.
     """
 
-    __slots__ = ("context", "copies", "func", "stride", "task", "task_id")
+    __slots__ = ("context", "copies", "func", "modules", "strays", "stride", "task", "task_id")
 
-    def __init__(self, task_id: str, client_context: dict[str, Any]) -> None:
+    def __init__(self, task_id: str, client_context: dict[str, Any], modules: Sequence[str] = ()) -> None:
         self.task_id = task_id
         self.context = client_context
+        self.modules = modules or _own_module(task_id, client_context)
         self.task: Any = None
         self.func: Callable[..., Any]
         self.copies = False
         self.stride = 1
+        self.strays = False
 
     def learn(self, count: int, seconds: float) -> None:
         """So many calls took so long."""
@@ -61,15 +68,11 @@ class DeclaredTask:
             self.stride = execution.MAX_STRIDE
 
     def load(self) -> None:
-        """Import the task's module in its client's surroundings.
+        """Import the task's module; this process is in its client's surroundings.
 
         Raises:
             RunnerError: The module has no such task. Whatever the import raises comes through.
         """
-        path: list[str] = self.context["sys_path"]
-        if sys.path != path:
-            sys.path[:] = path
-        os.chdir(self.context["cwd"])  # Wherever a call has left this process, perhaps in a directory that is gone.
         module_name, _, name = self.task_id.rpartition(".")
         importlib.invalidate_caches()
         task = getattr(importlib.import_module(module_name), name, None)
@@ -86,6 +89,36 @@ class DeclaredTask:
         self.task = task
         self.func = execution.runnable(task.func)
         self.copies = task.conf.copy_arguments
+
+
+def _own_module(task_id: str, client_context: dict[str, Any]) -> list[str]:
+    """The module of a task, in no state that it could be in: all that is known of a call that was made long ago."""
+    file = client_context.get("file")
+    return to_texts({task_id.rpartition(".")[0]: Origin("-", file)}) if file else []
+
+
+class Place(NamedTuple):
+    """Where a call is that pauses.
+
+    Attributes:
+        directory: Its working directory; empty when that is gone.
+        entered: Its task.
+        began_in: The directory in which it began.
+        path: The `sys.path` that came with its task.
+        found_in: The `sys.path` as it is.
+    """
+
+    directory: str
+    entered: DeclaredTask | None
+    began_in: str
+    path: list[str]
+    found_in: list[str]
+
+
+def directory_of(lease: Lease, declared: DeclaredTask) -> str:
+    """Where calls begin."""
+    directory: str = os.fsdecode(lease.directory) if lease.directory else declared.context["cwd"]
+    return directory
 
 
 class Output:
@@ -153,6 +186,10 @@ class BaseWorker:
         self._common: dict[int, bytes] = {}
         self._shared: dict[int, dict[str, Any]] = {}
         self._mapping: set[int] = set()
+        self._entered: DeclaredTask | None = None
+        self._directory = ""
+        self._path: list[str] = []
+        self._imports = Imports()
 
     def run(self) -> None:
         """Run leases until the supervisor closes the connection."""
@@ -201,7 +238,7 @@ class BaseWorker:
                 self.take_lease(Lease.from_body(body))
             elif kind == Kind.TASK:
                 fields = json_from(body)
-                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"])
+                self._tasks[fields["number"]] = DeclaredTask(fields["task_id"], fields["context"], fields["modules"])
             elif kind == Kind.COMMON:
                 number, payload = bytes_from(body)
                 self._recent.add(number)
@@ -216,6 +253,56 @@ class BaseWorker:
             else:
                 self.take_answer(Kind(kind), body)
         return count > 0
+
+    def enter(self, declared: DeclaredTask, directory: str) -> None:
+        """Go where calls of a task are to begin, and look for modules where their client does.
+
+        What modules and calls have added to `sys.path` themselves stays, until calls come from somewhere else.
+
+        Raises:
+            RunnerError: The directory is gone, or nobody can go there.
+        """
+        path: list[str] = declared.context["sys_path"]
+        here = working_directory()  # per lease
+        if here != self._directory and self._entered is not None:
+            self._entered.strays = True
+        self._entered, self._directory = declared, directory
+        if here != directory:
+            go_to(directory)
+        if path != self._path:
+            self._path = path
+            sys.path[:] = path
+
+    def place(self) -> Place:
+        """Where a call is that pauses."""
+        return Place(working_directory(), self._entered, self._directory, self._path, list(sys.path))
+
+    def go_back(self, place: Place) -> None:
+        """Be there again, as far as that is possible: what ran on top of the call may have begun somewhere else."""
+        if place.directory and working_directory() != place.directory:
+            with contextlib.suppress(OSError):
+                os.chdir(place.directory)
+        if self._path is not place.path:
+            sys.path[:] = place.found_in
+        self._entered, self._directory, self._path = place.entered, place.began_in, place.path
+
+    def clash(self, declared: DeclaredTask) -> Clash | None:
+        """Why this worker cannot run the calls of a task; it is asked before the first of them."""
+        return self._imports.clash(declared.modules) if declared.task is None else None
+
+    def load(self, declared: DeclaredTask, directory: str) -> None:
+        """Go where calls of a task are to begin, and import it, unless that is done already.
+
+        Raises:
+            RunnerError: See `enter` and `DeclaredTask.load`. Whatever the import raises comes through.
+        """
+        self.enter(declared, directory)
+        if declared.task is None:
+            before = frozenset(sys.modules)
+            try:
+                declared.load()
+            finally:
+                self._imports.imported(declared.modules, before)
 
     def function_for(self, declared: DeclaredTask, func: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
         """What the calls of a lease call: the function, with the arguments that they share, unpickled once.

@@ -24,10 +24,19 @@ from typing import Any
 from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
 from pynenc.exceptions import ProtocolError, TaskTimeoutError
-from pynenc.protocol.messages import MAX_BATCH_CALLS, NOT_RETRIABLE, Ending, Kind, Lease, Packing, number_from
+from pynenc.protocol.messages import (
+    MAX_BATCH_CALLS,
+    NOT_RETRIABLE,
+    Ending,
+    Kind,
+    Lease,
+    Packing,
+    number_frame,
+    number_from,
+)
 from pynenc.protocol.slots import POSITION, Slot
 from pynenc.serializer import Frozen, leased_arguments
-from pynenc.worker.base import BaseWorker, DeclaredTask, Output, let_collected_calls_leave
+from pynenc.worker.base import BaseWorker, DeclaredTask, Output, directory_of, let_collected_calls_leave
 from pynenc.worker.event_loop import EventLoop
 from pynenc.worker.forks import end_child
 from pynenc.worker.lease import RunningLease, failure_frame, results_frame
@@ -251,6 +260,7 @@ class ConcurrentWorker(BaseWorker):
         self._calls: dict[int, Call] = {}
         self._limited: dict[int, Call] = {}
         self._new: list[Call] = []
+        self._is_unfit = False
         self._columns: tuple[int, list[Any]] = (0, [])
         self._send_lock = threading.Lock()
         self._loops: dict[int, EventLoop] = {}
@@ -287,6 +297,11 @@ class ConcurrentWorker(BaseWorker):
     def take_lease(self, lease: Lease) -> None:
         """Begin these calls."""
         declared = self._tasks[lease.task]
+        if self._is_unfit or self.clash(declared) is not None:
+            if not self._is_unfit:
+                self._is_unfit = True
+                self.send(number_frame(Kind.UNFIT, lease.position))
+            return  # A fresh worker runs them; this one ends when its calls have ended.
         self.slot.numbers[POSITION] = lease.position + lease.stop - lease.first - 1
         try:
             func, entries = self._function(declared, lease), self._entries(lease)
@@ -320,8 +335,7 @@ class ConcurrentWorker(BaseWorker):
             call.stop(Ending.KILLED)
 
     def _function(self, declared: DeclaredTask, lease: Lease) -> Callable[..., Any]:
-        if declared.task is None:
-            declared.load()
+        self.load(declared, directory_of(lease, declared))
         return self.function_for(declared, declared.task.func, lease)
 
     def _entries(self, lease: Lease) -> list[Any]:

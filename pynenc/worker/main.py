@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections import deque
+from functools import partial
 from typing import Any
 
 from pynenc import context
@@ -16,23 +17,33 @@ from pynenc.blobs import reading
 from pynenc.blobs.directory import BlobDirectory
 from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.writing import Writer
-from pynenc.protocol.messages import Kind, Lease
+from pynenc.protocol.messages import Kind, Lease, number_frame
 from pynenc.protocol.slots import POSITION, STARTED, Slot
+from pynenc.system.directory import call_in
 from pynenc.system.spin import Spin
 from pynenc.worker import lease as leases
-from pynenc.worker.base import BaseWorker, Output, let_calls_leave
+from pynenc.worker.base import BaseWorker, Output, directory_of, let_calls_leave
 from pynenc.worker.nesting import Nesting
 
 KEEP_MS = 3
 """A worker that has had nothing to do for so long lets go of the blobs that it maps."""
 
 
+NO_POSITION = 1 << 63
+"""Behind all that a worker can be leased."""
+
+
 class Worker(BaseWorker):
-    """Runs leases one after the other, in the order in which they come."""
+    """Runs leases one after the other, in the order in which they come.
+
+    Attributes:
+        paused: How many calls wait here for others, which run on top of them.
+    """
 
     def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
         super().__init__(number, connection, slot, freezer)
         self.spin = Spin()
+        self.paused = 0
         self._leases: deque[Lease | Output] = deque()
         self._dropped_to = 0
         self._switched: Kind | None = None
@@ -87,12 +98,19 @@ class Worker(BaseWorker):
             self.shipper.watch()
         self._kept.turn()
         declared = self._tasks[lease.task]
+        clash = self.clash(declared)
+        if clash is not None and not (clash.is_edited and self.paused):  # Below it the file is run as it was, too.
+            self._be_replaced(lease)
+            return
         # To import its module and to unpickle what its calls share runs user code, of which this process may die.
         self.slot.times[STARTED], self.slot.numbers[POSITION] = time.monotonic(), lease.position
         try:
-            if declared.task is None:
-                declared.load()
-            func = self.function_for(declared, declared.func, lease)
+            directory = directory_of(lease, declared)
+            self.load(declared, directory)
+            func: Any = declared.func
+            if declared.strays:
+                func = partial(call_in, directory, func)
+            func = self.function_for(declared, func, lease)
         except BaseException as error:  # importing runs user code
             dropped_to = leases.fail(lease, error, self.slot, self.shipper)
         else:
@@ -100,6 +118,13 @@ class Worker(BaseWorker):
         if dropped_to is not None:
             self._dropped_to = dropped_to
             self._leases = deque(one for one in self._leases if isinstance(one, Output) or one.position >= dropped_to)
+
+    def _be_replaced(self, lease: Lease) -> None:
+        """Have a fresh worker run this and all that follows; when this one is told so, it ends."""
+        self.shipper.ship()
+        self.send(number_frame(Kind.UNFIT, lease.position))
+        self._dropped_to = NO_POSITION
+        self._leases = deque(one for one in self._leases if isinstance(one, Output))
 
     def _receive(self) -> bool:
         """Wait for what the supervisor sends; False when it has gone."""

@@ -54,17 +54,20 @@ class Nesting:
         numbers, times = worker.slot.numbers, worker.slot.times
         running, position, started = context.worker_running, numbers[POSITION], times[STARTED]
         shipper.ship()
-        suspended = shipper.suspend()
+        suspended, place = shipper.suspend(), worker.place()
         worker.switch(Pause(position, running.end(), started, tuple(awaited)).to_frame(), Kind.PAUSED)
+        worker.paused += 1
         try:
             return self._run_until(connection, done, deadline)
         finally:
+            worker.paused -= 1
             shipper.ship()  # Once the slot says the waiting call again, it no longer tells that these were begun.
             begun = numbers[POSITION]
             # Before it is told: whoever is told looks into the slot for the call that goes on, which may have to be ended.
             times[STARTED], numbers[POSITION] = started, position
             worker.switch(number_frame(Kind.RESUME, begun), Kind.RESUMED)
             context.worker_running = running
+            worker.go_back(place)
             shipper.resume(suspended)
 
     def _wait_beside(self, connection: Any, done: Callable[[], bool], timeout: float | None) -> bool:

@@ -117,7 +117,7 @@ class Frames:
             return Pause(odd(position, self._edge(), 0.2), odd(end, self._edge(), 0.2), times[0], awaited).to_frame()
         if kind == 3:
             at = odd(position, self._edge(), 0.3)
-            return number_frame(chance.choice([Kind.CUT, Kind.RESUME, Kind.RESUME, Kind.WAITS]), at)
+            return number_frame(chance.choice([Kind.CUT, Kind.RESUME, Kind.RESUME, Kind.WAITS, Kind.UNFIT]), at)
         return frame(chance.randrange(256), chance.randbytes(chance.randrange(64)))
 
     def mutated(self, whole: bytes) -> bytes:
@@ -197,6 +197,7 @@ class Frames:
             dependencies=dependencies_column(one._replace(index=one.index & U16, stop=one.stop & U16) for one in on),
             lineage=chance.choice([b"", b"12345678"]),
             common=self._odd(0, self._edge()),
+            directory=chance.choice([b"", b"", b"/nowhere", b"?"]),
         )
         return made.to_bytes()
 
@@ -222,7 +223,8 @@ class Frames:
         options["max_running"] = chance.choice([1, 2])
         options["reroute"] = chance.random() < 0.8
         options["timeout_s"], options["expires_s"] = chance.choice([0.0, 0.01]), chance.choice([0.0, 0.0, 0.01])
-        surroundings = {"sys_path": ["/nowhere"], "cwd": "/nowhere"}
+        modules = [f"module {chance.randrange(3)} /nowhere/module.py"]
+        surroundings = {"sys_path": ["/nowhere"], "cwd": "/nowhere", "file": "/nowhere/module.py", "modules": modules}
         name = f"module.task{key}"
         return json_frame(Kind.TASK, key=key, task_id=name, options=options, context=surroundings)
 
@@ -235,7 +237,12 @@ class Frames:
             options[name] = chance.choice(fitting if chance.random() < 0.8 else ODD_JSON)
         if chance.random() < 0.05:
             options["strange"] = 1
-        surroundings: Any = {"sys_path": ["/nowhere"], "cwd": "/nowhere"}
+        surroundings: Any = {
+            "sys_path": ["/nowhere"],
+            "cwd": "/nowhere",
+            "file": "",
+            "modules": chance.choice(ODD_JSON),
+        }
         if chance.random() < 0.1:
             surroundings = chance.choice(ODD_JSON)
         key = chance.choice([1, 2, 3])

@@ -98,6 +98,7 @@ def test_messages_come_back_as_they_were() -> None:
             Kind.FAILURE,
         ),
         (Lease(9, 1 << 29, 2, 0, 3, 4, 7, Packing.COLUMNS, b"abc"), Kind.LEASE),
+        (Lease(9, 1 << 29, 2, 0, 3, 4, 7, Packing.COLUMNS, b"abc", b"above", b"/a place"), Kind.LEASE),
     ]:
         [(found, body)] = FrameReader().feed(message.to_frame())  # type: ignore[attr-defined]
         assert found == kind
@@ -128,6 +129,7 @@ def extras_of_a_batch(draw: st.DrawFn) -> tuple[int, extras.Extras]:
     )
     return count, extras.Extras(
         **columns,
+        directory=draw(st.sampled_from([b"", b"", b"/", b"/a place/\xff", extras.GONE])),
         items=draw(st.sampled_from([b"", b"item" * count])),
         dependencies=extras.dependencies_column(dependencies),
         common=draw(st.integers(0, (1 << 63) - 1)),

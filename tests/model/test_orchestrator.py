@@ -60,6 +60,7 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
     WorkersMeasured,
+    WorkerUnfit,
 )
 from pynenc.supervisor.orchestrator import Orchestrator
 from tests.model import examples
@@ -99,7 +100,7 @@ class ModelWorker:
         self.unshipped: list[tuple[int, int, bool]] = []  # batch, index, failed
         self.reached: int | None = None
         self.unsettled: list[int] = []  # serials of cuts
-        self.resuming = False
+        self.resuming = self.is_unfit = False
         self.most = most
         self.served = 0  # calls that it began, but for those that ran on top of others
 
@@ -270,6 +271,7 @@ class Cluster(RuleBasedStateMachine):
                 self.concurrent[effect.worker].stopping.add(effect.position)
             case LeaseCalls():
                 worker = self.workers[effect.worker]
+                assert not worker.is_unfit, "it has said that it runs no more calls"
                 assert not worker.resuming, "a call that waits for its key is under nothing else"
                 assert worker.cut[0] == NO_CUT or not worker.unsettled or effect.position >= worker.cut[1]
                 for offset in range(effect.stop - effect.first):
@@ -735,6 +737,31 @@ class Cluster(RuleBasedStateMachine):
         number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.unsettled]))
         serial = self.workers[number].unsettled.pop(0)
         self.tell(CutSettled(number, self.workers[number].position, serial))
+
+    @precondition(lambda self: any(w.queue and not w.resuming for w in self.workers.values()))
+    @rule(data=st.data())
+    def find_other_modules(self, data: st.DataObject) -> None:
+        """A worker comes to calls that mean other modules than it has imported: a fresh one takes its place."""
+        number = data.draw(st.sampled_from([n for n, w in self.workers.items() if w.queue and not w.resuming]))
+        worker = self.workers[number]
+        position, waits = worker.queue[0].position, bool(worker.waiting)
+        self.ship_all(number, 0.001, NOT_RETRIABLE)
+        worker.queue.clear()
+        worker.is_unfit = number not in self.dying
+        self.tell(WorkerUnfit(number, position))
+        assert waits or number not in self.workers or number in self.dying
+
+    @precondition(lambda self: self.concurrent_with("leased"))
+    @rule(data=st.data())
+    def find_other_modules_in_concurrent(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.concurrent_with("leased")))
+        worker = self.concurrent[number]
+        position = min(at for at in worker.held if at > worker.position)
+        unless_killed = self.orchestrator.concurrent[number].is_dying or self.orchestrator.concurrent[number].doomed
+        if not unless_killed:
+            worker.held = {at: call for at, call in worker.held.items() if at < position}
+            worker.stopping -= {at for at in worker.stopping if at >= position}
+        self.tell(WorkerUnfit(number, position))
 
     @precondition(lambda self: self.looking)
     @rule()

@@ -45,16 +45,17 @@ class Wear:
         position: Where it was then.
         is_full: Whether that is so much that it is to be replaced unless it gives some back.
         is_old: Whether it is older than workers may be.
+        is_unfit: Whether it has imported other modules than calls meant that it was given.
     """
 
-    __slots__ = ("calls", "is_full", "is_old", "position", "read_at", "used")
+    __slots__ = ("calls", "is_full", "is_old", "is_unfit", "position", "read_at", "used")
 
     def __init__(self) -> None:
         self.calls = 0
         self.used = 0
         self.read_at = 0.0
         self.position = 0
-        self.is_full = self.is_old = False
+        self.is_full = self.is_old = self.is_unfit = False
 
 
 class WorkerLeases:
@@ -342,6 +343,14 @@ class ConcurrentLeases:
     def take_all(self) -> list[Leased]:
         """Take everything out of the hands of a worker that is gone, the last first."""
         return [self.held[position] for position in sorted(self.held, reverse=True)]
+
+    def take_since(self, position: int) -> list[Leased]:
+        """Take the calls from a position on, which it has not begun, out of the worker's hands, the last first."""
+        taken = [self.held[one] for one in sorted(self.held, reverse=True) if one >= position]
+        for leased in taken:
+            self.done(leased.calls.batch, leased.calls.first, leased.calls.stop)
+        self.wear.calls -= len(taken)
+        return taken
 
     @property
     def takes_more(self) -> bool:

@@ -253,6 +253,8 @@ class Leasing(Arrivals):
         for number, worker in self.workers.items():
             if not worker.paused or worker.outstanding or worker.resuming or worker.is_dying or not self.broker.ready:
                 continue
+            if worker.wear.is_unfit:
+                continue
             for awaited in self._with_dependencies(worker.awaited[-1]):
                 batch = self.batches[awaited]
                 task = self.tasks[batch.task]
@@ -366,7 +368,7 @@ class Leasing(Arrivals):
     def _left(self, worker: WorkerLeases | ConcurrentLeases) -> int:
         """How many more calls a worker may be given before it is replaced by a fresh one."""
         wear = worker.wear
-        if wear.is_full or wear.is_old:
+        if wear.is_full or wear.is_old or wear.is_unfit:
             return 0
         return self.limits.max_calls - wear.calls if self.limits.max_calls else MAX_BATCH_CALLS
 

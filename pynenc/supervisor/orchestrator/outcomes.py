@@ -71,6 +71,7 @@ class Outcomes:
         self._watching_times = False
         self._measuring = False
         self._leaving: set[int] = set()
+        self._is_any_unfit = False
         self._seats = Seats()
         self._spare = (0, 0.0)
 
@@ -303,8 +304,8 @@ class Outcomes:
 
     def _most_workers(self) -> int:
         most = self._size + self._spares
-        if not self._count_able() and any(worker.threads for worker in self.workers.values()):
-            return max(most, MAX_WORKERS)  # What the calls wait for in threads can go on nowhere else.
+        if not self._count_able() and any(worker.threads or worker.wear.is_unfit for worker in self.workers.values()):
+            return max(most, MAX_WORKERS)  # What they wait for can go on nowhere else.
         return most
 
     def _count_able(self) -> int:

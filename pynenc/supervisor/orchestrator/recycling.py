@@ -18,6 +18,7 @@ from pynenc.supervisor.events import (
     RetireWorker,
     WorkerLost,
     WorkersMeasured,
+    WorkerUnfit,
 )
 from pynenc.supervisor.orchestrator.concurrent import Concurrent
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, Leased, Wear, WorkerLeases
@@ -50,7 +51,7 @@ class Recycling(Concurrent):
 
     def lease_ready_calls(self) -> list[Effect]:
         """Replace workers that have had their calls, then hand ready calls out. Once per turn, after its events."""
-        effects = self._replace_worn_out() if self.limits.max_calls else []
+        effects = self._replace_worn_out() if self.limits.max_calls or self._is_any_unfit else []
         if self._leaving:
             effects += self._look_at_emptied()
         return effects + super().lease_ready_calls()
@@ -96,11 +97,31 @@ class Recycling(Concurrent):
 
     # Replacing.
 
+    def worker_unfit(self, event: WorkerUnfit) -> list[Effect]:
+        """Have a fresh worker run what this one cannot: the name of a module means something else to those calls.
+
+        None of them was begun. What runs beside or waits below them in this worker ends here; it is given nothing more.
+        """
+        number = event.worker
+        worker = self._all_workers().get(number)
+        if worker is None or worker.is_dying or (isinstance(worker, ConcurrentLeases) and worker.doomed is not None):
+            return []  # What becomes of its calls is told when it is gone.
+        effects = self._requeue(number, worker.take_since(event.position))
+        worker.wear.is_unfit = self._is_any_unfit = True
+        if isinstance(worker, ConcurrentLeases):
+            return effects
+        if worker.outstanding:
+            return effects + self._kill(number, worker)  # It has lost its senses: it says so when it runs nothing.
+        if not worker.paused:
+            worker.uncut()
+        return effects
+
     def _replace_worn_out(self) -> list[Effect]:
         effects: list[Effect] = []
+        self._is_any_unfit = any(worker.wear.is_unfit for worker in self._all_workers().values())
         for number, worker in self._all_workers().items():
             if self._left(worker) <= 0 and _is_empty(worker):
-                if worker.wear.calls < self.limits.max_calls:
+                if not worker.wear.is_unfit and worker.wear.calls < self.limits.max_calls:
                     continue  # Perhaps its memory went with its last call; it is about to be read.
                 effects += self._replace(number)
         return effects

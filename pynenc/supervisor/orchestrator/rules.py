@@ -35,6 +35,7 @@ from pynenc.supervisor.events import (
     WorkerPaused,
     WorkerResumed,
     WorkersMeasured,
+    WorkerUnfit,
 )
 from pynenc.supervisor.orchestrator.concurrency import stretches
 from pynenc.supervisor.orchestrator.leases import ConcurrentLeases, WorkerLeases
@@ -89,6 +90,8 @@ class Orchestrator(Recycling):
                 return self.cut_settled(event)
             case CutReached():
                 return self.cut_reached(event)
+            case WorkerUnfit():
+                return self.worker_unfit(event)
             case Looked():
                 return self.looked(event)
             case StopsChecked():
