@@ -7,9 +7,11 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pynenc import InvalidTaskOptionsError, Pynenc, PynencBuilder, RetryError, Task
@@ -116,6 +118,30 @@ def test_arguments_are_equal_however_the_call_was_written() -> None:
     assert Arguments() == Arguments({})
     assert Arguments({"a": {"x": 1, "y": 2}}) == Arguments({"a": {"y": 2, "x": 1}})
     assert Arguments({"a": {1, 2, 300}}) == Arguments({"a": {300, 2, 1}})
+
+
+def test_arrays_count_by_their_items_however_these_lie_in_memory() -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    equal = [np.asfortranarray(array), np.arange(24.0).reshape(3, 8)[:, ::2] / 2, read_only]
+    assert {Arguments({"a": one}).args_id for one in equal} == {Arguments({"a": array}).args_id}
+    for other in (array.reshape(4, 3), array.astype("f4"), array + 1):
+        assert Arguments({"a": other}) != Arguments({"a": array})
+    for kind in ("M8[s]", "S3", "U4", "O", "?", [("a", "i4"), ("b", "O")]):
+        of_kind = np.zeros((2, 3), kind)
+        assert Arguments({"a": [of_kind]}) == Arguments({"a": [np.asfortranarray(of_kind)]})
+    assert Arguments({"a": np.zeros((0, 3))}) == Arguments({"a": np.zeros((0, 3))})
+
+
+def test_arguments_that_cannot_be_pickled_equal_those_with_the_same_objects() -> None:
+    lock = threading.Lock()
+    one, two = Arguments({"lock": lock}), Arguments({"lock": lock})
+    assert one == one
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != Arguments({"lock": threading.Lock()})
+    assert one != Arguments({"lock": 1})
 
 
 @dataclasses.dataclass
