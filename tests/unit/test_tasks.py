@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pickle
 import subprocess
@@ -25,7 +26,7 @@ from pynenc.exceptions import (
     WorkerLostError,
     WorkerTraceback,
 )
-from tests import keyed, tasks
+from tests import keyed, plain, tasks
 from tests.conftest import PROJECT
 
 
@@ -49,6 +50,34 @@ def test_nested_functions_lambdas_and_methods_are_refused() -> None:
             tasks.app.task(func)
     with pytest.raises(ValueError, match="made from a function"):
         tasks.app.task(partial(print, 1))
+
+
+def test_builtins_that_do_not_tell_their_parameters_are_refused() -> None:
+    for func in (int, dict, max):
+        with pytest.raises(
+            ValueError, match=rf"builtins\.{func.__name__} cannot be a task: it does not tell its parameters"
+        ):
+            tasks.app.task(func)
+    assert tasks.app.get_task("math.sqrt").func is math.sqrt
+    for name in ("tests.plain.Api.Busy", "tests.tasks.app"):
+        with pytest.raises(TaskError, match="it is not a task"):
+            tasks.app.get_task(name)
+
+
+def test_options_may_name_classes_that_lie_in_a_class() -> None:
+    task = Task(tasks.app, plain.double, {"retry_for": (plain.Api.Busy,)})
+    for copy in (Task.from_json(tasks.app, task.to_json()), pickle.loads(pickle.dumps(task))):
+        assert copy.options == {"retry_for": (plain.Api.Busy,)}
+    by_name = Task(tasks.app, plain.double, {"retry_for": "tests.plain.Api.Busy, KeyError"})
+    assert by_name.conf.retry_for == (plain.Api.Busy, KeyError)
+    local = Task(tasks.app, plain.double, {"retry_for": (plain.local_error(),)})
+    with pytest.raises(TaskError, match=r"tests\.plain\.local_error\.<locals>\.Local is not found by this name"):
+        local.to_json()
+    gone = task.to_json().replace("Api.Busy", "Api.Gone")
+    with pytest.raises(
+        TaskError, match=r"its options cannot be read here: there is no exception class tests\.plain\.Api\.Gone"
+    ):
+        Task.from_json(tasks.app, gone)
 
 
 PROGRAMS = {
@@ -195,7 +224,16 @@ def test_a_call_goes_through_json() -> None:
 def test_apps_are_one_per_id_and_travel() -> None:
     app = Pynenc("travels", config_values={"num_workers": 3})
     assert pickle.loads(pickle.dumps(app)) is app
+    others = [Pynenc("travels", config_values={"num_workers": 4}), Pynenc("travels"), Pynenc("travels")]
+    for one in (app, *others):
+        assert pickle.loads(pickle.dumps(Task(one, plain.double))).app is one
     assert PynencBuilder().app_id("built").num_workers(1).dev_mode().build().conf.force_sync
+
+
+def test_the_environment_has_the_last_word_on_the_id_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNENC__APP_ID", "said_outside")
+    app = Pynenc("said_here")
+    assert app.app_id == app.conf.app_id == "said_outside"
 
 
 @pytest.mark.parametrize(
@@ -251,3 +289,8 @@ def test_a_direct_task_travels_as_its_task() -> None:
     assert task == keyed.where.task
     assert task.func is keyed.where.func
     assert tasks.app.get_task("tests.keyed.where") is keyed.where.task
+    assert pickle.loads(pickle.dumps(keyed.where)) is keyed.where
+    unnamed = tasks.app.direct_task(plain.double, parallel_func=keyed.per_host)
+    copy = pickle.loads(pickle.dumps(unnamed))
+    assert copy.task == unnamed.task
+    assert (copy._split, copy._join) == (unnamed._split, unnamed._join)
