@@ -18,6 +18,9 @@ from weakref import WeakKeyDictionary
 
 MAIN = "__main__"
 
+_NO_FILE = f"no file: {os.urandom(16).hex()}"
+"""In the place of the script's path; no other program has the same."""
+
 
 class Home(NamedTuple):
     """A script.
@@ -38,9 +41,9 @@ _from_elsewhere: WeakKeyDictionary[Any, Home] = WeakKeyDictionary()
 @cache
 def home() -> Home:
     """The script of this process."""
-    path = getattr(sys.modules[MAIN], "__file__", None)
+    path = getattr(sys.modules.get(MAIN), "__file__", None)
     if path is None:
-        return Home(f"{os.getpid()}-{os.urandom(16).hex()}", "")
+        return Home(_NO_FILE, "")
     try:
         with open(path, "rb") as file:
             return Home(os.path.abspath(path), sha256(file.read()).hexdigest())
@@ -77,7 +80,7 @@ def complete(made: Any, state: tuple[Callable[[Any, Any], Any], Any]) -> None:
 
 def _named(name: str) -> Any:
     """What the script has under a qualified name; None when there is nothing."""
-    found: Any = sys.modules[MAIN]
+    found: Any = sys.modules.get(MAIN)
     for part in name.split("."):
         found = getattr(found, part, None)
     return found

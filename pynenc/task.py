@@ -365,7 +365,8 @@ class Task(Generic[Params, Result]):
         collector.app, collector.found, collector.blobs = self.app, [], []
         try:
             frozen = Frozen(dumps(arguments)) if freezer is None else freezer.frozen(arguments)
-            found, blobs = tuple(collector.found), tuple(collector.blobs)
+            # What is pickled by value after all has been pickled twice.
+            found, blobs = tuple(dict.fromkeys(collector.found)), tuple(dict.fromkeys(collector.blobs))
         except SerializationError as error:
             raise self._unpicklable(args, kwargs, error) from error
         finally:

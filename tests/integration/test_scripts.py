@@ -69,6 +69,12 @@ class Wrapper:
 class Pair(typing.NamedTuple):
     first: int
 
+@dataclass(slots=True)
+class Slotted:
+    x: int
+    def here(self):
+        return type(self) is Slotted
+
 class Busy(LookupError):
     def __init__(self, code):
         super().__init__(code)
@@ -81,7 +87,7 @@ def double(x):
 VALUES = """
 point = Point(3)
 classes = Point, Point.Far, [point, Point], Point.wrapped
-for value in (point, Color.RED, Pair(2), point.wrapped(), {"color": Color.RED}, double, *classes):
+for value in (point, Color.RED, Pair(2), Slotted(1), point.wrapped(), {"color": Color.RED}, double, *classes):
     for task in (same, passed_on):
         back = task(value).result
         assert back == value and type(back) is type(value), (back, value)
@@ -89,6 +95,7 @@ assert same(double).result is double and same(Point).result is Point and same(Co
 assert apply(double, 4).result == 8
 assert apply(lambda x: double(x), 4).result == 8
 assert apply(Point, 3).result == point
+assert apply(Slotted.here, Slotted(1)).result
 assert apply(Wrapper.unwrapped, Wrapper(point)).result == point
 assert list(same.parallelize([(Point(i),) for i in range(5)]).results) == [Point(i) for i in range(5)]
 assert Wrapper.made == 2  # What came back has not overwritten the class.
