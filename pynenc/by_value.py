@@ -37,7 +37,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is unty
 def _keep_slots(kind: type, arguments: tuple[Any, ...]) -> None:
     """Have a class made with its `__slots__`, which cloudpickle sets too late for them to have an effect.
 
-    Its objects would have a `__dict__` elsewhere, and could not come back to where they have none. Tuples have no slots, and the makers of named ones take none.
+    Its objects would have a `__dict__` elsewhere, and could not come back to where they have none.
+    Tuples have no slots, and the makers of named ones take none.
     """
     slots = vars(kind).get("__slots__")
     if isinstance(slots, str | tuple | list | dict) and not issubclass(kind, Enum | tuple):
