@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakValueDictionary
 
 from pynenc.exceptions import TaskError
+from pynenc.module_paths import found_by_path
 from pynenc.task import Task, registered
 from pynenc.types import Func, Params, Result
 
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _apps: dict[str, Pynenc] = {}
+"""The first app of each id in this process."""
+
+_further: WeakValueDictionary[tuple[str, int], Pynenc] = WeakValueDictionary()
+"""The others, by id and number."""
+
+_numbers: dict[str, Iterator[int]] = {}
 
 
 class Pynenc:
@@ -64,10 +73,12 @@ class Pynenc:
         self.conf: ConfigPynenc = ConfigPynenc(self.config_values, filepath)
         # Tasks read it later, when the script may have changed its directory.
         self.config_filepath = self.conf.config_filepath
-        self.app_id: str = app_id or self.conf.app_id
+        self.app_id: str = self.conf.app_id  # The environment may have the last word.
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._lock = threading.RLock()
-        _apps.setdefault(self.app_id, self)
+        self._number = next(_numbers.setdefault(self.app_id, count()))
+        if _apps.setdefault(self.app_id, self) is not self:
+            _further[self.app_id, self._number] = self
 
     @overload
     def task(self, func: Func[Params, Result], /) -> Task[Params, Result]: ...
@@ -152,18 +163,35 @@ class Pynenc:
             TaskError: There is no such task.
         """
         task = self.tasks.get(task_id)
-        if task is None:
-            import importlib
+        if task is not None:
+            return task
+        from pynenc.direct import DirectTask
 
-            module_name, _, name = task_id.rpartition(".")
-            try:
-                module = importlib.import_module(module_name)
-                # What the module calls the task may be another name, and its app another object than this.
-                task = self.tasks.get(task_id) or registered.get(task_id) or getattr(module, name)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise TaskError(task_id, f"it cannot be found by its module path: {error}") from error
-        if not isinstance(task, Task):
-            raise TaskError(task_id, "its module has a name like this, but it is not a task")
+        try:
+            found = found_by_path(task_id)
+        except (ImportError, AttributeError, ValueError) as error:
+            found = error
+        # What the module calls the task may be another name, and its app another object than this.
+        task = self.tasks.get(task_id) or registered.get(task_id)
+        if task is not None and task.app.app_id == self.app_id:
+            return task
+        if isinstance(found, DirectTask):
+            found = found.task
+        if isinstance(found, Task):
+            return found
+        if isinstance(found, Exception):
+            raise TaskError(task_id, f"it cannot be found by its module path: {found}") from found
+        return self._task_of_plain(task_id, found)
+
+    def _task_of_plain(self, task_id: str, func: Any) -> Task[Any, Any]:
+        """The task of a plain function, which a script may have made of it."""
+        try:
+            task: Task[Any, Any] = Task(self, func)
+        except (ValueError, RuntimeError) as error:
+            raise TaskError(task_id, f"its module has a name like this, but it is not a task: {error}") from error
+        if task.task_id != task_id:
+            raise TaskError(task_id, f"its module has a name like this, but it is the function of {task.task_id}")
+        self.tasks[task_id] = task
         return task
 
     def get_invocation(self, invocation_id: str) -> BaseInvocation[Any, Any]:
@@ -171,7 +199,10 @@ class Pynenc:
 
         Raises:
             InvocationNotFoundError: There is none in this app and state directory.
+            TypeError: It is not a text.
         """
+        if not isinstance(invocation_id, str):
+            raise TypeError(f"the id of an invocation is a text like '1-2-3', not {invocation_id!r:.100}")
         from pynenc.invocation.synchronous import SYNCHRONOUS
 
         made_here = invocation_id.startswith(SYNCHRONOUS)
@@ -359,17 +390,38 @@ class Pynenc:
         logger.setLevel(self.conf.logging_level)
         return logger
 
+    def settings_for_workers(self) -> dict[str, Any]:
+        """Of what a worker makes an app like this (`app_like`), as far as that can be written down."""
+        from pynenc.conf.config_task import untravelled
+
+        plain = {name: value for name, value in self._own_values().items() if untravelled({name: value}) is None}
+        return {"app_id": self.app_id, "config_values": plain, "config_filepath": self.config_filepath}
+
+    def _own_values(self) -> dict[str, Any]:
+        """What the program says of the configuration beside the id."""
+        return {name: value for name, value in self.config_values.items() if name != "app_id"}
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _same_app, (self.app_id, self.config_values, self.config_filepath)
+        return _same_app, (self.app_id, self._own_values(), self.config_filepath, self._number)
 
     def __repr__(self) -> str:
         return f"Pynenc(app_id={self.app_id!r})"
 
 
-def _same_app(app_id: str, config_values: dict[str, Any], config_filepath: str | None) -> Pynenc:
-    """One instance per app id in a process: the one that is here, or a new one."""
-    known = _apps.get(app_id)
-    if known is not None:
-        return known
-    values = {name: value for name, value in config_values.items() if name != "app_id"}
-    return Pynenc(app_id, values, config_filepath)
+def _same_app(app_id: str, config_values: dict[str, Any], config_filepath: str | None, number: int) -> Pynenc:
+    """An app that has travelled: one of the same id that is here, if possible with the same configuration, or a new one."""
+    known = _alike(app_id, config_values, config_filepath, number) or _apps.get(app_id)
+    return known or Pynenc(app_id, config_values, config_filepath)
+
+
+def app_like(app_id: str, config_values: dict[str, Any], config_filepath: str | None) -> Pynenc:
+    """An app of this id and configuration: one that is here, or a new one."""
+    return _alike(app_id, config_values, config_filepath) or Pynenc(app_id, config_values, config_filepath)
+
+
+def _alike(app_id: str, config_values: dict[str, Any], config_filepath: str | None, number: int = 0) -> Pynenc | None:
+    """The app of an id and configuration; of several such apps the one with this number, which is the one that was pickled here."""
+    here = (_apps.get(app_id), *(one() for one in _further.valuerefs()))
+    wanted = (app_id, config_values, config_filepath)
+    alike = [app for app in here if app is not None and (app.app_id, app._own_values(), app.config_filepath) == wanted]
+    return next((app for app in alike if app._number == number), alike[0] if alike else None)

@@ -6,10 +6,16 @@ import io
 import pickle
 from collections.abc import Callable
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
+from pynenc import script
+from pynenc.exceptions import SerializationError
 from pynenc.serializer import PROTOCOL, dumps
 from pynenc.types import Args
+
+_IN_BUFFERS = "biufc"
+"""The kinds of NumPy items that the buffer protocol knows."""
 
 
 class Arguments:
@@ -83,12 +89,21 @@ class Arguments:
         return text if len(text) <= most else f"{text[: most - 3]}..."
 
     def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
         if not isinstance(other, Arguments):
             return NotImplemented
-        return self.args_id == other.args_id
+        try:
+            return self.args_id == other.args_id
+        except SerializationError:  # What cannot be pickled equals nothing but itself.
+            mine, others = self.kwargs, other.kwargs
+            return mine.keys() == others.keys() and all(mine[name] is others[name] for name in mine)
 
     def __hash__(self) -> int:
-        return hash(self.args_id)
+        try:
+            return hash(self.args_id)
+        except SerializationError:
+            return hash(frozenset(self.kwargs))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.kwargs.items())
@@ -133,13 +148,32 @@ class _Canonical(pickle.Pickler):
         self._around = around
 
     def persistent_id(self, value: Any) -> Any:
-        """In the place of a dictionary or set stand the digests of what is in it."""
+        """In the place of a dictionary or set stand the digests of what is in it; None where the value stands for itself."""
         kind = type(value)
         if kind is not dict and kind is not set and kind is not frozenset:
-            return None
+            return self._stand_in(kind, value)
         if id(value) in self._around:
             return self._around.index(id(value))
         around = (id(value), *self._around)
         if kind is dict:
             return "dict", sorted(_digest(key, around) + _digest(one, around) for key, one in value.items())
         return kind.__name__, sorted(_digest(one, around) for one in value)
+
+    def _stand_in(self, kind: type, value: Any) -> Any:
+        """What stands in the place of an array, or of a function or class of the script; None where the value stands for itself."""
+        if kind.__name__ == "ndarray" and kind.__module__ == "numpy":
+            return "ndarray", value.dtype, value.shape, _items_digest(value, self._around)
+        if (kind is FunctionType or issubclass(kind, type)) and (at := script.home_of(value)) is not None:
+            return "script", *at, value.__qualname__
+        return None
+
+
+def _items_digest(array: Any, around: tuple[int, ...]) -> bytes:
+    """A digest of an array's items in C order, however they lie in memory, and whether or not it may be written to."""
+    from hashlib import sha256
+
+    if array.dtype.hasobject:
+        return _digest(array.tolist(), around)
+    if array.flags.c_contiguous and array.dtype.kind in _IN_BUFFERS and array.size:
+        return sha256(array.data).digest()
+    return sha256(array.tobytes()).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Generic, cast
@@ -68,6 +69,12 @@ class DirectTask(Generic[Params, Result]):
         if self._split is None:
             return await made.async_result()
         return self._join([value async for value in made.async_results()])
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        name = self.func.__qualname__
+        if getattr(sys.modules.get(self.__module__), name, None) is self:
+            return name  # It travels as a function does.
+        return DirectTask, (self.task, self._split, None if self._join is list else self._join)
 
     def __repr__(self) -> str:
         return f"DirectTask(func={self.func.__name__})"

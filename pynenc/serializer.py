@@ -1,4 +1,4 @@
-"""Values to bytes and back: pickle protocol 5, cloudpickle where plain pickle fails, and columns.
+"""Values to bytes and back: pickle protocol 5, cloudpickle where plain pickle fails or refers to the script, and columns.
 
 The values of many calls become one payload (see `Packing`). Plain values (numbers, None, short texts) cannot change
 and share nothing, so they are pickled together, a column at a time; that is many times faster than one by one. All
@@ -8,6 +8,7 @@ value is never the same object as another's, and one that cannot be unpickled sp
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -28,6 +29,11 @@ MAX_PLAIN_TEXT = 256
 MAX_VALUE_BYTES = 800_000_000
 """The largest pickle that travels. A batch or a stretch of results holds one so large and some smaller ones beside it, and must
 fit into a frame (`protocol.frames.MAX_BODY_BYTES`)."""
+
+
+SCRIPT = b"\x8c\x08__main__"
+"""The script's name as a pickle refers to it: a short text of eight bytes. What is pickled by its name there, a worker would look
+for in a module of its own. A value that happens to hold the same only costs time."""
 
 
 class Frozen(bytes):
@@ -87,9 +93,12 @@ class OutOfBand(Protocol):
     def write(self, piece: Any) -> int:
         """Take in the next bytes of the pickle."""
 
+    def mentions(self, name: bytes) -> bool:
+        """Whether the pickle that was taken in may refer to a module of this name."""
+
 
 def dumps(value: Any, buffers: OutOfBand | None = None) -> bytes:
-    """Pickle a value, with cloudpickle where plain pickle cannot (lambdas, closures, local classes).
+    """Pickle a value, with cloudpickle what no other process can import: lambdas, local classes, what the script defines.
 
     Args:
         value: Anything.
@@ -112,15 +121,16 @@ def dumps(value: Any, buffers: OutOfBand | None = None) -> bytes:
 
 def _dumps(value: Any, buffers: OutOfBand | None) -> bytes:
     try:
-        return pickle.dumps(value, PROTOCOL, buffer_callback=None if buffers is None else buffers.begin())
-    except Exception as plain_error:  # pickling runs the user's own code: anything can be raised
-        import cloudpickle
-
-        try:
-            taken = None if buffers is None else buffers.begin()
-            return cast_bytes(cloudpickle.dumps(value, PROTOCOL, buffer_callback=taken))
-        except Exception as error:
-            raise _unpicklable(value, error, plain_error) from error
+        pickled = pickle.dumps(value, PROTOCOL, buffer_callback=None if buffers is None else buffers.begin())
+    except Exception as error:  # pickling runs the user's own code: anything can be raised
+        plain_error: Exception | None = error
+    else:
+        if SCRIPT not in pickled:
+            return pickled
+        plain_error = None
+    target = io.BytesIO()
+    _dump_by_value(value, target, None if buffers is None else buffers.begin(), plain_error)
+    return target.getvalue()
 
 
 def dump(value: Any, target: OutOfBand) -> None:
@@ -131,24 +141,37 @@ def dump(value: Any, target: OutOfBand) -> None:
     """
     try:
         pickle.dump(value, target, PROTOCOL, buffer_callback=target.begin())
-    except Exception as plain_error:  # see above
-        import cloudpickle
+    except Exception as error:  # see above
+        plain_error: Exception | None = error
+    else:
+        if not target.mentions(SCRIPT):
+            return
+        plain_error = None
+    _dump_by_value(value, target, target.begin(), plain_error)
 
-        try:
-            cloudpickle.dump(value, target, PROTOCOL, buffer_callback=target.begin())
-        except Exception as error:
-            raise _unpicklable(value, error, plain_error) from error
+
+def _dump_by_value(
+    value: Any, target: Any, buffers: Callable[[pickle.PickleBuffer], bool] | None, plain_error: Exception | None
+) -> None:
+    """Pickle a value of which a worker cannot import a part.
+
+    Args:
+        value: The value.
+        target: A file.
+        buffers: Asked of each buffer whether it stays in the pickle.
+        plain_error: Why plain pickle could not.
+    """
+    from pynenc.by_value import Pickler
+
+    try:
+        Pickler(target, PROTOCOL, buffer_callback=buffers).dump(value)
+    except Exception as error:
+        raise _unpicklable(value, error, plain_error) from error
 
 
-def _unpicklable(value: Any, error: Exception, plain_error: Exception) -> SerializationError:
-    reason = error if str(error) else plain_error
+def _unpicklable(value: Any, error: Exception, plain_error: Exception | None) -> SerializationError:
+    reason = error if str(error) or plain_error is None else plain_error
     return SerializationError(f"{type(value).__qualname__} cannot be pickled: {type(reason).__name__}: {reason}")
-
-
-def cast_bytes(value: Any) -> bytes:
-    """Cloudpickle is untyped: say what it gives."""
-    assert isinstance(value, bytes)
-    return value
 
 
 loads = pickle.loads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic
@@ -10,6 +11,7 @@ from pynenc import context
 from pynenc.arguments import Arguments
 from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
 from pynenc.execution import is_coroutine_function, runnable
+from pynenc.module_paths import check_importable, found_by_path
 from pynenc.prepared import PreparedCall
 from pynenc.serializer import Freezes, Frozen, Referring, all_plain, dumps, loads
 from pynenc.types import Func, Params, Result
@@ -46,12 +48,12 @@ class Task(Generic[Params, Result]):
 
     Raises:
         RuntimeError: The function's module is run as the main program, which workers cannot import.
-        ValueError: The function is nested or a lambda, which workers cannot find.
+        ValueError: The function is nested or a lambda, which workers cannot find, or a builtin that does not tell its parameters.
         InvalidTaskOptionsError: Options are invalid; all of them are listed.
     """
 
     def __init__(self, app: Pynenc, func: Func[Params, Result], options: dict[str, Any] | None = None) -> None:
-        _check_importable(func)
+        check_importable(func)
         self.app = app
         self.func = func
         self.options: dict[str, Any] = dict(options or {})
@@ -69,8 +71,12 @@ class Task(Generic[Params, Result]):
 
         Raises:
             InvalidTaskOptionsError: Options are invalid; all of them are listed.
+            TaskError: `retry_for` names a class that workers cannot import.
         """
-        return Task(self.app, self.func, {**self.options, **options})
+        changed: Task[Params, Result] = Task(self.app, self.func, {**self.options, **options})
+        if "retry_for" in options:
+            changed.conf.check_travels()
+        return changed
 
     def __call__(self, /, *args: Params.args, **kwargs: Params.kwargs) -> BaseInvocation[Params, Result]:
         """Call the task: a worker will run the function with these arguments.
@@ -170,7 +176,14 @@ class Task(Generic[Params, Result]):
         """The options as they hold, from all sources of configuration."""
         from pynenc.conf.config_task import ConfigTask
 
-        return ConfigTask(self.task_id, self.app.config_values, self.app.config_filepath, self.options)
+        conf = ConfigTask(self.task_id, self.app.config_values, self.app.config_filepath, self.options)
+        conf.made_with = self._made_with
+        return conf
+
+    def _made_with(self) -> dict[str, Any] | None:
+        """Of what a worker makes the task's app, when its module has only the plain function under the function's name."""
+        module = sys.modules.get(self.func.__module__)
+        return self.app.settings_for_workers() if getattr(module, self.func.__name__, None) is self.func else None
 
     def validate_options(self) -> None:
         """Check the names and types of the options.
@@ -206,19 +219,27 @@ class Task(Generic[Params, Result]):
         return TaskLogger(self.app.logger, {"task_id": self.task_id})
 
     def to_json(self) -> str:
-        """The task as text: its id and its options."""
+        """The task as text: its id and its options.
+
+        Raises:
+            TaskError: An option names a class that no other process finds.
+        """
         import json
 
         from pynenc.conf.config_task import options_to_json
 
-        return json.dumps({"task_id": self.task_id, "options": options_to_json(self.options)})
+        try:
+            options = options_to_json(self.options)
+        except ValueError as error:
+            raise TaskError(self.task_id, str(error)) from error
+        return json.dumps({"task_id": self.task_id, "options": options})
 
     @classmethod
     def from_json(cls, app: Pynenc, serialized: str) -> Task[Any, Any]:
         """The task that `to_json` wrote; its function is found by module path.
 
         Raises:
-            TaskError: The module has no such function.
+            TaskError: The module has no such function, or an option names a class that is not there.
         """
         _, func, options = cls._from_json(serialized)
         return cls(app, func, options)
@@ -231,7 +252,11 @@ class Task(Generic[Params, Result]):
 
         fields = json.loads(serialized)
         task_id: str = fields["task_id"]
-        return task_id, function_of(task_id), options_from_json(fields["options"])
+        try:
+            options = options_from_json(fields["options"])
+        except (ImportError, AttributeError, KeyError, ValueError) as error:
+            raise TaskError(task_id, f"its options cannot be read here: {error}") from error
+        return task_id, function_of(task_id), options
 
     def __getstate__(self) -> dict[str, Any]:
         return {"app": self.app, "task": self.to_json()}
@@ -340,7 +365,8 @@ class Task(Generic[Params, Result]):
         collector.app, collector.found, collector.blobs = self.app, [], []
         try:
             frozen = Frozen(dumps(arguments)) if freezer is None else freezer.frozen(arguments)
-            found, blobs = tuple(collector.found), tuple(collector.blobs)
+            # What is pickled by value after all has been pickled twice.
+            found, blobs = tuple(dict.fromkeys(collector.found)), tuple(dict.fromkeys(collector.blobs))
         except SerializationError as error:
             raise self._unpicklable(args, kwargs, error) from error
         finally:
@@ -411,45 +437,14 @@ def function_of(task_id: str) -> Callable[..., Any]:
     Raises:
         TaskError: The module cannot be imported, or has no such function.
     """
-    import importlib
-
     from pynenc.direct import DirectTask
 
-    module_name, _, name = task_id.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = found_by_path(task_id)
     except (ImportError, AttributeError, ValueError) as error:
         raise TaskError(task_id, f"its function cannot be found by its module path: {error}") from error
     func: Callable[..., Any] = found.func if isinstance(found, Task | DirectTask) else found
     return func
-
-
-def _check_importable(func: Callable[..., Any]) -> None:
-    name = getattr(func, "__qualname__", type(func).__name__)
-    if not hasattr(func, "__qualname__") or not hasattr(func, "__module__"):
-        raise ValueError(f"a task is made from a function, not from {func!r}")
-    if func.__module__ == "__main__":
-        raise RuntimeError(
-            f"the task {name!r} is defined in the module that is run as the main program (__main__). Worker processes "
-            "import a task by its module's name, and that module has none. Move the function to an importable "
-            "module, or start the script with `pynenc run script.py`, which imports it under its own name "
-            "and calls its main()."
-        )
-    if "<lambda>" in name:
-        raise ValueError(
-            f"a lambda cannot be a task ({func.__module__}.{name}): worker processes find a task by its "
-            "name at the top level of its module. Write it as a function there with `def`."
-        )
-    if "<locals>" in name:
-        raise ValueError(
-            f"{func.__module__}.{name} is defined inside another function and cannot be a task: worker "
-            "processes find a task by its name at the top level of its module. Move it there."
-        )
-    if "." in name:
-        raise ValueError(
-            f"{func.__module__}.{name} is defined inside a class and cannot be a task: worker processes find a task by "
-            "its name at the top level of its module. Move it there."
-        )
 
 
 def _positional_range(func: Callable[..., Any]) -> tuple[int, int]:

@@ -25,6 +25,8 @@ _LENGTH = Struct("<Q")
 _LENGTH_32 = Struct("<I")
 _PROTO_BYTES = 2
 _FRAME = 0x95
+_FRAMES_BELOW = 1 << 18
+"""A pickler ends a frame at 64 KiB, and puts into it what is shorter than that."""
 _LARGE_64 = frozenset(b"\x8e\x96\x8d")
 """The opcodes of bytes, bytearrays and texts with a length of eight bytes."""
 _LARGE_32 = frozenset(b"BX")
@@ -123,6 +125,10 @@ class _Taken:
         view = memoryview(piece)
         self._pieces.append(view.cast("B") if view.nbytes >= self._threshold_bytes else bytes(view))
         return view.nbytes
+
+    def mentions(self, name: bytes) -> bool:
+        """Whether the pickle may refer to a module of this name. Names lie in its frames, so large pieces are not looked at."""
+        return any(name in bytes(piece) for piece in self._pieces if len(piece) < _FRAMES_BELOW)
 
     def joined(self) -> Iterable[bytes | memoryview]:
         """The pieces of the pickle, small ones together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
@@ -22,6 +22,15 @@ from pynenc.conf.field import (
     seconds,
 )
 from pynenc.conf.sources import PREFIX, Config, Found, nearest, unknown_name
+from pynenc.module_paths import found_by_path
+
+WORKER_OPTIONS = ("retry_for", "copy_arguments", "timeout")
+"""The options on which a worker acts."""
+
+APP = "app"
+"""Beside them, where a worker makes the task itself: of what it makes the app, with `APP_MAKER`."""
+
+APP_MAKER = "pynenc.app.app_like"
 
 
 class ConcurrencyControlType(StrEnum):
@@ -106,6 +115,9 @@ class ConfigTask(Config):
         self._options = dict(task_options or {})
         super().__init__(config_values, config_filepath)
 
+    made_with: Callable[[], dict[str, Any] | None] = staticmethod(lambda: None)
+    """Of what a worker makes the task's app, for a task that it does not find as such in the task's module."""
+
     def rules(self, is_async: bool = False) -> dict[str, Any]:
         """The options that the supervisor acts on, as it takes them.
 
@@ -136,14 +148,30 @@ class ConfigTask(Config):
     def worker_options(self) -> str:
         """The options on which a worker acts, as text: `with_options` and this process's environment may have changed them.
 
-        Empty when nobody has set any of them, or they cannot be written down; then the task's own hold.
+        Empty when nobody has set any of them, or they cannot be written down; then the task's own hold. When the worker makes
+        the task itself, it finds there also what it makes the app of.
+
+        Raises:
+            TaskError: The worker makes the task itself, and `retry_for` names a class that it cannot import.
         """
-        chosen = {name: getattr(self, name) for name in ("retry_for", "copy_arguments", "timeout")}
+        chosen = {name: getattr(self, name) for name in WORKER_OPTIONS}
+        if (made_with := self.made_with()) is not None:
+            self.check_travels()
+            return options_to_json({**chosen, APP: made_with})
         if not any(chosen.values()) and chosen.keys().isdisjoint(self._options):
             return ""
-        text = options_to_json(chosen)
-        is_found_anywhere = "__main__." not in text and "<locals>" not in text
-        return text if is_found_anywhere else ""
+        return options_to_json(chosen) if untravelled(chosen) is None else ""
+
+    def check_travels(self) -> None:
+        """Refuse options that a worker would have to be told, and cannot be.
+
+        Raises:
+            TaskError: `retry_for` names a class that it cannot import.
+        """
+        if (problem := untravelled({"retry_for": self.retry_for})) is not None:
+            from pynenc.exceptions import TaskError
+
+            raise TaskError(self.task_id, f"retry_for: {problem}")
 
     def _concurrency(self, is_async: bool) -> int:
         if is_async:
@@ -236,6 +264,20 @@ def options_to_json(options: Mapping[str, Any]) -> str:
     return json.dumps({name: _to_plain(value) for name, value in options.items()})
 
 
+def untravelled(options: Mapping[str, Any]) -> str | None:
+    """Why no worker can be told of options; None when it can.
+
+    >>> untravelled({"max_retries": 3})
+    """
+    try:
+        text = options_to_json(options)
+    except (ValueError, TypeError) as error:
+        return str(error)
+    if '"__main__.' in text:
+        return "a class of it is defined in the script, which no worker can import: move it to a module"
+    return None
+
+
 def options_from_json(text: str) -> dict[str, Any]:
     """The options that `options_to_json` wrote."""
     return {name: _from_plain(value) for name, value in json.loads(text).items()}
@@ -263,7 +305,7 @@ def _from_plain(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "enum" in value:
-        return _import(value["enum"])[value["name"]]
+        return found_by_path(value["enum"])[value["name"]]
     if "class" in value:
         return exception_class(value["class"])
     if "tuple" in value:
@@ -275,11 +317,12 @@ def _from_plain(value: Any) -> Any:
 
 
 def _dotted(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _import(dotted: str) -> Any:
-    import importlib
-
-    module, _, name = dotted.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    dotted = f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        found_by_path(dotted)
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"the class {dotted} is not found by this name, so no other process has it: define it at the top level of a "
+            "module, or in a class there"
+        ) from None
+    return dotted

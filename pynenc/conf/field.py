@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from pynenc.module_paths import found_by_path
+
 if TYPE_CHECKING:
     from pynenc.conf.sources import Config
 
@@ -308,18 +310,13 @@ def exception_class(named: Any) -> type[BaseException]:
         ValueError: It is none, or cannot be imported.
     """
     if isinstance(named, str):
-        import importlib
-
-        module, _, name = named.rpartition(".")
         try:
-            named = importlib.import_module(module or "builtins")
-            for part in name.split("."):
-                named = getattr(named, part)
-        except (ImportError, AttributeError):
-            raise ValueError from None
+            named = found_by_path(named)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"there is no exception class {named}: {error}") from None
     if isinstance(named, type) and issubclass(named, BaseException):
         return named
-    raise ValueError
+    raise ValueError(f"{named!r} is no exception class")
 
 
 def _integer(value: Any, least: int) -> int:

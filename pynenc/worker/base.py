@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
 from pynenc.blobs.references import refers
-from pynenc.conf.config_task import options_from_json
+from pynenc.conf.config_task import APP, APP_MAKER, options_from_json
 from pynenc.exceptions import RunnerError
+from pynenc.module_paths import found_by_path
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
 from pynenc.protocol.recent import Recent
@@ -75,17 +76,21 @@ class DeclaredTask:
         """
         module_name, _, name = self.task_id.rpartition(".")
         importlib.invalidate_caches()
-        task = getattr(importlib.import_module(module_name), name, None)
-        if not isinstance(task, Task):
-            # Made without a decorator: the name is the function's own, and only the app knows the task.
-            task = registered.get(self.task_id)
+        found = getattr(importlib.import_module(module_name), name, None)
+        options = options_from_json(self.context.get("options") or "{}")
+        made_with = options.pop(APP, None)
+        # Made without a decorator, the name is the function's own, and only the app knows the task.
+        task = found if isinstance(found, Task) else registered.get(self.task_id)
+        if task is None and made_with is not None and callable(found):
+            # The script has made it of a plain function. Apps bring the client along, which most workers never need.
+            task = Task(found_by_path(APP_MAKER)(**made_with), found)
         if task is None:
             raise RunnerError(
                 f"the worker found no task {name!r} in module {module_name!r} ({self.context['cwd']}): "
                 "a task must be a module-level name when its module is imported"
             )
-        if options := self.context.get("options"):
-            task = task.with_options(**options_from_json(options))
+        if options:
+            task = task.with_options(**options)
         self.task = task
         self.func = execution.runnable(task.func)
         self.copies = task.conf.copy_arguments

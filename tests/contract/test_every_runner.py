@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pynenc import InvocationStatus, SerializationError
+from pynenc import InvocationStatus, Pynenc, SerializationError, Task, TaskError
 from pynenc.exceptions import CycleDetectedError, DependencyError, InvocationNotFoundError, WorkerTraceback
 from pynenc.invocation import (
     DistributedInvocation,
@@ -20,7 +22,7 @@ from pynenc.invocation import (
     SynchronousInvocation,
     SynchronousInvocationGroup,
 )
-from tests import keyed, rules, tasks
+from tests import keyed, odd, plain, rules, tasks
 from tests.conftest import wait_until
 
 
@@ -483,3 +485,47 @@ def test_a_direct_task_of_a_coroutine_function_is_awaited() -> None:
 
 def test_a_call_whose_arguments_cannot_be_pickled_again_makes_calls() -> None:
     assert rules.call_with_one_way(rules.OneWay()).get(timeout=20) == 9
+
+
+@pytest.mark.parametrize(
+    ("func", "value", "expected"),
+    [
+        (plain.double, 4, 8),
+        (plain.remembered, 4, 4),
+        (json.dumps, [1], "[1]"),
+        (math.sqrt, 4.0, 2.0),
+        (len, [1, 2], 2),
+    ],
+)
+def test_a_task_may_be_made_of_any_function_of_a_module(func: Any, value: Any, expected: Any) -> None:
+    app = Pynenc("plain")
+    invocation = Task(app, func)(value)
+    assert invocation.result == expected
+    assert app.get_invocation(invocation.invocation_id).task == invocation.task
+    assert list(app.task(func).parallelize([(value,)] * 2).results) == [expected] * 2
+    app.close()
+
+
+def test_a_task_of_a_plain_function_runs_in_an_app_like_its_own(tmp_path: Path) -> None:
+    app = Pynenc("plain", config_values={"task": {"priority": 3}, "logging_level": "ERROR"})
+    assert app.task(plain.told)().result == ("plain", 3, 8)
+    patient = app.task(plain.busy_at_first, retry_for=(plain.Api.Busy,), max_retries=3)
+    assert patient(str(tmp_path / "tries")).result == 3
+    app.close()
+
+
+def test_exceptions_in_a_class_are_named_by_their_path(tmp_path: Path) -> None:
+    named = odd.fail_first.with_options(retry_for=["builtins.KeyError", "tests.plain.Api.Busy"], max_retries=3)
+    assert named(str(tmp_path / "tries")).result == 2
+    with pytest.raises(TaskError, match=r"local_error\.<locals>\.Local is not found by this name"):
+        odd.fail_first.with_options(retry_for=(plain.local_error(),))
+
+
+def test_direct_tasks_are_arguments(mode: str) -> None:
+    assert (tasks.apply(keyed.where, 0).result != os.getpid()) == (mode == "distributed")
+
+
+@pytest.mark.parametrize("what", [None, 3, b"1-2-3"])
+def test_an_id_that_is_no_text_is_told_of(what: Any) -> None:
+    with pytest.raises(TypeError, match="the id of an invocation is a text"):
+        tasks.app.get_invocation(what)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pynenc import InvalidTaskOptionsError, Pynenc, PynencBuilder, RetryError, Task
@@ -23,7 +26,7 @@ from pynenc.exceptions import (
     WorkerLostError,
     WorkerTraceback,
 )
-from tests import keyed, tasks
+from tests import keyed, plain, tasks
 from tests.conftest import PROJECT
 
 
@@ -47,6 +50,34 @@ def test_nested_functions_lambdas_and_methods_are_refused() -> None:
             tasks.app.task(func)
     with pytest.raises(ValueError, match="made from a function"):
         tasks.app.task(partial(print, 1))
+
+
+def test_builtins_that_do_not_tell_their_parameters_are_refused() -> None:
+    for func in (int, dict, max):
+        with pytest.raises(
+            ValueError, match=rf"builtins\.{func.__name__} cannot be a task: it does not tell its parameters"
+        ):
+            tasks.app.task(func)
+    assert tasks.app.get_task("math.sqrt").func is math.sqrt
+    for name in ("tests.plain.Api.Busy", "tests.tasks.app"):
+        with pytest.raises(TaskError, match="it is not a task"):
+            tasks.app.get_task(name)
+
+
+def test_options_may_name_classes_that_lie_in_a_class() -> None:
+    task = Task(tasks.app, plain.double, {"retry_for": (plain.Api.Busy,)})
+    for copy in (Task.from_json(tasks.app, task.to_json()), pickle.loads(pickle.dumps(task))):
+        assert copy.options == {"retry_for": (plain.Api.Busy,)}
+    by_name = Task(tasks.app, plain.double, {"retry_for": "tests.plain.Api.Busy, KeyError"})
+    assert by_name.conf.retry_for == (plain.Api.Busy, KeyError)
+    local = Task(tasks.app, plain.double, {"retry_for": (plain.local_error(),)})
+    with pytest.raises(TaskError, match=r"tests\.plain\.local_error\.<locals>\.Local is not found by this name"):
+        local.to_json()
+    gone = task.to_json().replace("Api.Busy", "Api.Gone")
+    with pytest.raises(
+        TaskError, match=r"its options cannot be read here: there is no exception class tests\.plain\.Api\.Gone"
+    ):
+        Task.from_json(tasks.app, gone)
 
 
 PROGRAMS = {
@@ -118,6 +149,30 @@ def test_arguments_are_equal_however_the_call_was_written() -> None:
     assert Arguments({"a": {1, 2, 300}}) == Arguments({"a": {300, 2, 1}})
 
 
+def test_arrays_count_by_their_items_however_these_lie_in_memory() -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    equal = [np.asfortranarray(array), np.arange(24.0).reshape(3, 8)[:, ::2] / 2, read_only]
+    assert {Arguments({"a": one}).args_id for one in equal} == {Arguments({"a": array}).args_id}
+    for other in (array.reshape(4, 3), array.astype("f4"), array + 1):
+        assert Arguments({"a": other}) != Arguments({"a": array})
+    for kind in ("M8[s]", "S3", "U4", "O", "?", [("a", "i4"), ("b", "O")]):
+        of_kind = np.zeros((2, 3), kind)
+        assert Arguments({"a": [of_kind]}) == Arguments({"a": [np.asfortranarray(of_kind)]})
+    assert Arguments({"a": np.zeros((0, 3))}) == Arguments({"a": np.zeros((0, 3))})
+
+
+def test_arguments_that_cannot_be_pickled_equal_those_with_the_same_objects() -> None:
+    lock = threading.Lock()
+    one, two = Arguments({"lock": lock}), Arguments({"lock": lock})
+    assert one == one
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != Arguments({"lock": threading.Lock()})
+    assert one != Arguments({"lock": 1})
+
+
 @dataclasses.dataclass
 class Tagged:
     """Has a set where a pickle takes it as it comes, and parts that may be one object or two."""
@@ -169,7 +224,16 @@ def test_a_call_goes_through_json() -> None:
 def test_apps_are_one_per_id_and_travel() -> None:
     app = Pynenc("travels", config_values={"num_workers": 3})
     assert pickle.loads(pickle.dumps(app)) is app
+    others = [Pynenc("travels", config_values={"num_workers": 4}), Pynenc("travels"), Pynenc("travels")]
+    for one in (app, *others):
+        assert pickle.loads(pickle.dumps(Task(one, plain.double))).app is one
     assert PynencBuilder().app_id("built").num_workers(1).dev_mode().build().conf.force_sync
+
+
+def test_the_environment_has_the_last_word_on_the_id_of_an_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYNENC__APP_ID", "said_outside")
+    app = Pynenc("said_here")
+    assert app.app_id == app.conf.app_id == "said_outside"
 
 
 @pytest.mark.parametrize(
@@ -225,3 +289,8 @@ def test_a_direct_task_travels_as_its_task() -> None:
     assert task == keyed.where.task
     assert task.func is keyed.where.func
     assert tasks.app.get_task("tests.keyed.where") is keyed.where.task
+    assert pickle.loads(pickle.dumps(keyed.where)) is keyed.where
+    unnamed = tasks.app.direct_task(plain.double, parallel_func=keyed.per_host)
+    copy = pickle.loads(pickle.dumps(unnamed))
+    assert copy.task == unnamed.task
+    assert (copy._split, copy._join) == (unnamed._split, unnamed._join)
