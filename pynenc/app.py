@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pynenc.exceptions import TaskError
+from pynenc.exceptions import TaskError, asked_in_handler
 from pynenc.task import Task, registered
 from pynenc.types import Func, Params, Result
 
@@ -67,6 +67,7 @@ class Pynenc:
         self.app_id: str = app_id or self.conf.app_id
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._lock = threading.RLock()
+        self._imports_in = 0
         _apps.setdefault(self.app_id, self)
 
     @overload
@@ -223,9 +224,17 @@ class Pynenc:
 
     @cached_property
     def _cluster(self) -> ClusterRunner:
-        from pynenc.client.runner import ClusterRunner
-
-        return ClusterRunner(self)
+        if (
+            self._imports_in == threading.get_ident()
+        ):  # A module that is half imported would give an error that nobody understands.
+            raise asked_in_handler("made its first call")
+        self._imports_in = threading.get_ident()
+        try:
+            from pynenc.client.runner import ClusterRunner
+        finally:
+            self._imports_in = 0
+        # A signal handler may have been faster, and there has to be one only.
+        return self.__dict__.setdefault("_cluster", ClusterRunner(self))  # type: ignore[no-any-return]
 
     @cached_property
     def _synchronous(self) -> SynchronousRunner:
