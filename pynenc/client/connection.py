@@ -22,13 +22,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pynenc.client.launch import Address, connect
+from pynenc.client.launch import connect
 from pynenc.client.lost import anew
 from pynenc.client.reading import ReadingTurn
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError, asked_in_handler
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
+from pynenc.protocol.run_file import Address
 from pynenc.system.boot import texts_of_path
 from pynenc.system.sockets import NO_SIGPIPE, spare_sigpipe
 
@@ -51,6 +52,7 @@ class Connection:
     Attributes:
         address: Where the supervisor listens.
         client: The number that the supervisor gave this client.
+        python: Which Python it and its workers are, as the names of compiled files tell it.
         on_read: Called after each read by whichever thread has read.
         is_closed: Whether it ended because one of both sides wanted it to.
         gave_up: Why the supervisor gave up so that another one can begin anew; empty when it did not.
@@ -304,15 +306,16 @@ class Connection:
         about = {"pid": os.getpid(), "is_worker": self._is_worker, "asks_only": self._asks_only}
         fields = json.dumps({"version": VERSION, **about}).encode()
         proof = frame(Kind.PROOF, mine, prove(key, challenge, b"client"), fields)
-        # What workers print for this client is to appear where this process prints.
-        with contextlib.suppress(
-            OSError
-        ):  # It has just gone, and perhaps said why: the next frame, or its absence, tells.
-            socket.send_fds(self._socket, [proof], [fd for fd in (1, 2) if _is_open(fd)])
+        # It may have gone just now, and perhaps said why: the next frame, or its absence, tells.
+        with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+            # What workers print for this client is to appear where this process prints.
+            outputs = [fd if _is_open(fd) else nowhere.fileno() for fd in (1, 2)]
+            socket.send_fds(self._socket, [proof], outputs)
         welcome = self._next_frame(Kind.WELCOME)
         if not hmac.compare_digest(welcome[:PROOF_BYTES], prove(key, mine, b"supervisor")):
             raise ProtocolError("whoever listens at the supervisor's address does not know its key")
         answer = json_from(welcome[PROOF_BYTES:])
+        self.python = answer.get("python")
         return answer["client"], answer["pid"]
 
     def _next_frame(self, expected: Kind) -> bytes:

@@ -13,11 +13,18 @@ import os
 import select
 import socket
 import stat
+import time
 from typing import Any, NamedTuple
 
 from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.protocol import run_file
+from pynenc.protocol.run_file import Address
 from pynenc.system.boot import Started, boot_path, start_module
+from pynenc.system.descriptors import lifted, open_private
 from pynenc.system.lock import FileLock
+
+HIDDEN_S = 8.0
+"""A supervisor looks every two seconds whether it can be found."""
 
 MAX_ADDRESS_BYTES = 100
 """Systems allow 104 to 108 bytes for the path of a socket."""
@@ -33,13 +40,6 @@ class Paths(NamedTuple):
     workers_lock: str
 
 
-class Address(NamedTuple):
-    """Where a supervisor listens, and the key that both sides must know."""
-
-    path: str
-    key: bytes
-
-
 def paths_of(state_dir: str, app_id: str) -> Paths:
     """The files of an app; the app's id is made a safe file name."""
     name = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in app_id)
@@ -53,7 +53,9 @@ def prepare_state_dir(state_dir: str) -> None:
         RunnerError: It cannot be made or written, or it belongs to somebody else.
     """
     try:
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        if not os.path.isdir(state_dir):
+            os.makedirs(state_dir, mode=0o700, exist_ok=True)
+            os.chmod(state_dir, 0o700)  # Whatever the umask has taken.
         check_state_dir(state_dir)
         ignore = os.path.join(state_dir, ".gitignore")
         if not os.path.exists(ignore):
@@ -97,14 +99,9 @@ def check_state_dir(state_dir: str) -> None:
 
 def find(paths: Paths) -> tuple[socket.socket, Address] | None:
     """A connection to the running supervisor; None when none runs. The caller holds the start lock."""
-    try:
-        with open(paths.run_file) as file:
-            fields = json.load(file)
-        address = Address(fields["address"], bytes.fromhex(fields["key"]))
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-    connection = connect(address)
-    return (connection, address) if connection is not None else None
+    address = run_file.read(paths.run_file)
+    connection = connect(address) if address is not None else None
+    return (connection, address) if address is not None and connection is not None else None
 
 
 def find_running(paths: Paths) -> tuple[socket.socket, Address] | None:
@@ -121,13 +118,17 @@ def find_running(paths: Paths) -> tuple[socket.socket, Address] | None:
 
 
 def connect(address: Address) -> socket.socket | None:
-    """A connection to this address; None when nobody listens there."""
+    """A connection to this address; None when nobody listens there, or it is none."""
     connection = socket.socket(socket.AF_UNIX)
     try:
+        connection = socket.socket(fileno=lifted(connection.detach()))
         connection.connect(address.path)
-    except (FileNotFoundError, ConnectionRefusedError):
+    except OSError as error:
         connection.close()
-        return None
+        is_none = len(os.fsencode(address.path)) > MAX_ADDRESS_BYTES
+        if is_none or error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ECONNREFUSED, errno.ENOTSOCK):
+            return None
+        raise
     return connection
 
 
@@ -145,11 +146,28 @@ def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket
             _remove_leftovers(paths)
             address, _ = _start_at_new_address(paths, settings, paths.log)
             connection = connect(address)
+    except _HiddenError:
+        found = _find_hidden(paths)
+        if found is None:
+            raise
+        return found
     except OSError as error:
         raise _unusable(os.path.dirname(paths.start_lock), error) from error
     if connection is None:
         raise RunnerError(f"the supervisor started and ended at once; its log tells why: {paths.log}")
     return connection, address
+
+
+class _HiddenError(RunnerError):
+    """There is a supervisor, and what leads to it was removed."""
+
+
+def _find_hidden(paths: Paths) -> tuple[socket.socket, Address] | None:
+    """A connection to a supervisor whose socket or run file was removed, as soon as it has put them back; None when it does not."""
+    deadline = time.monotonic() + HIDDEN_S
+    while (found := find_running(paths)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> int:
@@ -191,7 +209,7 @@ def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | Non
 
 def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> Started:
     timeout_s: float = settings["start_timeout_s"]
-    ready, theirs = os.pipe()
+    ready, theirs = map(lifted, os.pipe())
     try:
         whole = {
             **settings,
@@ -204,11 +222,16 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
             "boot_path": boot_path(),
             "ready_fd": theirs,
         }
-        # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if log is not None else None
-        process = start_module("pynenc.supervisor.main", whole, (theirs,), output=output, new_session=True)
-        if output is not None:
-            os.close(output)
+        with contextlib.ExitStack() as stack:
+            output = None
+            # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
+            if log is not None:
+                output = lifted(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+                stack.callback(os.close, output)
+            process = start_module("pynenc.supervisor.main", whole, (theirs,), output=output, new_session=True)
+    except BaseException:
+        os.close(ready)
+        raise
     finally:
         os.close(theirs)
     try:
@@ -228,14 +251,16 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
         raise RunnerError(f"the supervisor ended while it started; its log tells why: {paths.log}")
     answer = json.loads(told)
     if "error" in answer:
-        raise RunnerError(f"the supervisor could not start: {answer['error']}")
+        kind = _HiddenError if answer.get("is_hidden") else RunnerError
+        raise kind(f"the supervisor could not start: {answer['error']}")
     return process
 
 
 def _new_address(paths: Paths) -> Address:
     """Make a directory for the socket, and write the run file."""
     tried = []
-    for base in dict.fromkeys([os.environ.get("TMPDIR") or "/tmp", "/tmp", os.path.dirname(paths.run_file)]):
+    temporary = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
+    for base in dict.fromkeys([temporary, "/tmp", os.path.dirname(paths.run_file)]):
         directory = os.path.join(base, f"pynenc-{os.urandom(6).hex()}")
         path = os.path.join(directory, "socket")
         if len(os.fsencode(path)) > MAX_ADDRESS_BYTES:
@@ -243,9 +268,10 @@ def _new_address(paths: Paths) -> Address:
             continue
         address = Address(path, os.urandom(32))
         # Written down first: whenever this process is killed, the next start finds what there is to be removed.
-        _write_run_file(paths, address)
+        run_file.write(paths.run_file, address)
         try:
             os.mkdir(directory, 0o700)
+            os.chmod(directory, 0o700)
         except OSError as error:
             tried.append(f"{base} ({error.strerror})")
             continue
@@ -266,21 +292,10 @@ def _remove_run_directory(address: str) -> None:
             os.rmdir(directory)
 
 
-def _write_run_file(paths: Paths, address: Address) -> None:
-    fresh = f"{paths.run_file}.{os.getpid()}"
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "w") as file:
-            json.dump({"address": address.path, "key": address.key.hex()}, file)
-        os.replace(fresh, paths.run_file)
-    except BaseException:
-        os.unlink(fresh)
-        raise
-
-
 def _remove_leftovers(paths: Paths) -> None:
     """What a killed supervisor could not take away itself."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        with open(paths.run_file) as file:
-            _remove_run_directory(json.load(file)["address"])
+    with contextlib.suppress(OSError, ValueError):
+        address = run_file.read(paths.run_file)
+        if address is not None:
+            _remove_run_directory(address.path)
         os.unlink(paths.run_file)

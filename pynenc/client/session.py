@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import threading
 import time
 import weakref
@@ -34,6 +35,7 @@ from pynenc.protocol.messages import (
     number_from,
     numbers_from,
 )
+from pynenc.protocol.run_file import Address
 from pynenc.runner import RemoteRunner, Submission
 
 if TYPE_CHECKING:
@@ -239,7 +241,7 @@ class Session:
         inside = context.own_supervisor(app.app_id)
         self._is_workers_own = inside is not None
         if inside is not None:
-            address = launch.Address(inside.address, inside.key)
+            address = Address(inside.address, inside.key)
             connected = launch.connect(address)
             if connected is None:
                 raise SupervisorLostError("the supervisor of this worker is gone")
@@ -257,6 +259,7 @@ class Session:
             self._is_connecting = False
             raise
         self._is_connecting = False
+        self._see_that_python_is_the_same()
         if self._is_interrupted:  # By another thread, which could not wait for this one.
             self._leave()
             raise self._why_interrupted()
@@ -271,6 +274,18 @@ class Session:
                 # One that is just being killed still takes connections for a moment.
                 if attempt == GREETINGS - 1:
                     raise
+
+    def _see_that_python_is_the_same(self) -> None:
+        """Functions that are pickled by value are bytecode, which another Python does not survive."""
+        assert self._connection is not None
+        mine, theirs = sys.implementation.cache_tag, self._connection.python
+        if theirs not in (mine, None):
+            pid = self._connection.supervisor_pid
+            self._leave()
+            raise RunnerError(
+                f"the supervisor (pid {pid}) of this app and state directory runs {theirs}, this script {mine}: stop it first "
+                "(pynenc runner stop), wait for the scripts that use it, or set another state_dir (PYNENC__STATE_DIR)"
+            )
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None
@@ -295,7 +310,7 @@ class Session:
         self._replace(connection)
         return True
 
-    def _greet(self, connected: Any, address: launch.Address) -> None:
+    def _greet(self, connected: Any, address: Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
         self._handover.numbers.append(self._connection.client)
         context.databases[self._the_app().state_backend.path] = None

@@ -62,7 +62,10 @@ def open_for_writing(path: str, durability: str) -> Opened:
             raise
         aside = set_aside(path)
     aside = _set_damaged_log_aside(path) or aside
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise explained(path, "cannot be used as pynenc's database", error) from error
     try:
         os.chmod(path, 0o600)
         connection.execute(f"PRAGMA busy_timeout = {OPEN_MS}")

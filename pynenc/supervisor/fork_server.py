@@ -55,7 +55,13 @@ class ForkServerProcess:
 
     def _start(self, start: Callable[[str, dict[str, Any], Sequence[int], Mapping[str, str]], Started]) -> None:
         self.connection, theirs = socket.socketpair()
-        settings = {**self._settings, "socket": theirs.fileno(), "slots": self._slots_fd, "parent": os.getpid()}
+        settings = {
+            **self._settings,
+            "socket": theirs.fileno(),
+            "slots": self._slots_fd,
+            "workers_lock": self._workers_lock,
+            "parent": os.getpid(),
+        }
         inherited = (theirs.fileno(), self._slots_fd, self._workers_lock)
         self._process = start("pynenc.worker.forkserver", settings, inherited, self._environment)
         self.pid = self._process.pid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -19,18 +20,32 @@ def main(settings: dict[str, Any]) -> None:
     # The fork server and its workers hold it as long as one of them lives: nothing runs twice at the same time.
     try:
         workers_lock = FileLock(settings["workers_lock"])
-        workers_lock.acquire_within(WORKERS_END_S)
+        if not workers_lock.acquire_within(WORKERS_END_S):
+            _tell_and_end(settings["ready_fd"], _who_still_runs(settings["workers_lock"]), is_hidden=True)
+        workers_lock.sign(f"{os.getpid()}")
         fork_server = ForkServerProcess(settings, workers_lock.fileno())
     except OSError as error:
-        _tell_and_end(settings["ready_fd"], error)
+        advice = ": raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        _tell_and_end(settings["ready_fd"], f"{error}{advice}")
+    os.umask(0o077)  # Of this process alone: tasks make files as their users want them.
     from pynenc.supervisor.service import serve
 
     serve(settings, fork_server)
 
 
-def _tell_and_end(ready_fd: int, error: OSError) -> NoReturn:
-    """Tell the launching client why there is nothing to serve with."""
-    advice = ": raise the limit of open files (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+def _who_still_runs(workers_lock: str) -> str:
+    """What a client is told when another supervisor, or its workers, are there and nobody can find it."""
+    with open(workers_lock) as file:
+        signature = file.read()
+    who = f"supervisor of this app and state directory (pid {signature})" if signature else "supervisor of this app"
+    return (
+        f"the {who}, or workers of it, are still there, but the socket is not that leads to it. While they run nothing else "
+        "may, so end them; on another machine or in another container, set state_dir (PYNENC__STATE_DIR) to a directory of its own"
+    )
+
+
+def _tell_and_end(ready_fd: int, why: str, is_hidden: bool = False) -> NoReturn:
+    """Tell the launching client why there is nothing to serve with; perhaps that another supervisor lives, which it missed."""
     with open(ready_fd, "w") as ready:
-        ready.write(json.dumps({"error": f"{error}{advice}"}))
+        ready.write(json.dumps({"error": why, "is_hidden": is_hidden}))
     sys.exit(1)

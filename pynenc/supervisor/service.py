@@ -17,6 +17,7 @@ from typing import Any
 
 from pynenc.blobs.directory import BlobDirectory
 from pynenc.exceptions import ProtocolError, PynencError, RunnerError, StateBackendError
+from pynenc.protocol import run_file
 from pynenc.protocol.authentication import prove
 from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
@@ -46,6 +47,9 @@ MAX_STRANGERS = 256
 """How many connections at once may be about to prove it."""
 
 RETRY_END_S = 0.05
+
+SEEN_EVERY_S = 2.0
+"""How often a supervisor looks whether it can still be found: those who tidy up temporary directories know nothing of it."""
 
 OWN_DESCRIPTORS = 32
 """Open files of a supervisor beside those for its workers, when it has a few clients."""
@@ -118,6 +122,7 @@ class Supervisor:
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
+        self.loop.call_in(SEEN_EVERY_S, self._see_that_it_is_found)
         self.upkeep.begin()
         try:
             if self._settings["takes_up"]:
@@ -212,6 +217,32 @@ class Supervisor:
         poll.register(self._listener, select.POLLIN)
         return bool(poll.poll(0))
 
+    def _see_that_it_is_found(self) -> None:
+        """Put the socket and the run file back if somebody has removed them: else others would start beside this one in vain."""
+        address = run_file.Address(self._settings["address"], self._key)
+        lock = FileLock(self._settings["start_lock"])
+        with contextlib.suppress(OSError):  # There is no room, or no state directory; what uses that says so.
+            if not os.path.exists(address.path):
+                self._listen_again(address.path)
+            # Whoever holds the lock writes his own just now. He will not be served as long as this one lives.
+            if run_file.read(self._settings["run_file"]) is None and lock.acquire_nowait():
+                run_file.write(self._settings["run_file"], address)
+        lock.release()
+        self.loop.call_in(SEEN_EVERY_S, self._see_that_it_is_found)
+
+    def _listen_again(self, path: str) -> None:
+        directory = os.path.dirname(path)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        if os.lstat(directory).st_uid != os.geteuid():
+            return  # Somebody else has made one of this name.
+        listener = _listen(path)
+        self.loop.forget(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self.loop.listen(listener, self._accept)
+        log(f"somebody has removed the socket {path}: it is there again")
+
     def _remove_address(self) -> None:
         """Nobody finds this supervisor any more."""
         with contextlib.suppress(OSError):
@@ -222,11 +253,10 @@ class Supervisor:
         # lock finds that nobody listens at this one's address.
         # Without its state directory there is neither.
         lock = FileLock(self._settings["start_lock"])
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError):
             if self._lock is not None or lock.acquire_nowait():
-                with open(self._settings["run_file"]) as file:
-                    is_mine = json.load(file)["address"] == self._settings["address"]
-                if is_mine:
+                found = run_file.read(self._settings["run_file"])
+                if found is not None and found.path == self._settings["address"]:
                     os.unlink(self._settings["run_file"])
         lock.release()
 
@@ -329,7 +359,8 @@ class Supervisor:
             peer.takes_descriptors = False
             self._had_client = True
             number = self.turn.clients.joined(peer, pid, is_worker, asks_only)
-            answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size}
+            python = sys.implementation.cache_tag
+            answer = {"client": number, "pid": os.getpid(), "workers": self.pool.size, "python": python}
             welcome = frame(Kind.WELCOME, prove(self._key, challenge, b"supervisor"), json.dumps(answer).encode())
             if asks_only:
                 peer.send(welcome)  # Nothing is called by its number, so that need not be committed.

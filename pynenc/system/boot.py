@@ -13,13 +13,42 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from pynenc.exceptions import RunnerError
+from pynenc.system.descriptors import lifted
+
 _PROGRAM = (
-    "import json, os, sys; settings = json.load(sys.stdin); "
+    "import json, os, sys; settings = json.load(sys.stdin.buffer); "
     "settings['new_session'] and os.setsid(); "
     "[os.set_inheritable(fd, False) for fd in settings['pass_fds']]; "
     "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
     "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
 )
+
+
+_SWITCHES = {
+    "debug": "-d",
+    "optimize": "-O",
+    "dont_write_bytecode": "-B",
+    "no_user_site": "-s",
+    "no_site": "-S",
+    "ignore_environment": "-E",
+    "bytes_warning": "-b",
+}
+_OF_ONE_RUN = ("importtime", "showrefcount", "frozen_modules", "tracemalloc", "perf", "perf_jit", "presite")
+"""Options that are about one process, and not about how code runs."""
+
+
+def interpreter_flags() -> list[str]:
+    """The options that this interpreter was started with, for another one that is to run the same code in the same way.
+
+    `multiprocessing` passes the same on; the function that tells them is one of the slow `subprocess`, and not public.
+    """
+    flags = [switch for name, switch in _SWITCHES.items() for _ in range(getattr(sys.flags, name))]
+    flags += [f"-W{one}" for one in sys.warnoptions]
+    options = {name: value for name, value in sys._xoptions.items() if name not in _OF_ONE_RUN}
+    return flags + [
+        arg for name, value in options.items() for arg in ("-X", name if value is True else f"{name}={value}")
+    ]
 
 
 class Started:
@@ -61,22 +90,32 @@ def start_module(
         environment: Its environment variables; None for those of this process.
         output: The open file that it prints to; None for where this process prints.
         new_session: Whether it stands apart from this process's terminal and its Ctrl-C.
+
+    Raises:
+        RunnerError: It cannot be started.
     """
-    theirs, ours = os.pipe()
+    if not sys.executable:
+        raise RunnerError("no supervisor can be started: sys.executable does not say which interpreter runs here")
+    theirs, ours = map(lifted, os.pipe())
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
     if output is not None:
         actions += [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     # A file that is duplicated onto itself is one that the new program keeps; what that starts does not get it.
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]
-    arguments = [sys.executable, "-P", "-c", _PROGRAM, module]
+    arguments = [sys.executable, "-P", *interpreter_flags(), "-c", _PROGRAM, module]
     whole = os.environ if environment is None else environment
+    # Whatever this process does with its signals: the new one has to hear of the ends of its children, and of its own.
+    mine: dict[str, Any] = {"setsigmask": (), "setsigdef": (signal.SIGCHLD, signal.SIGTERM)}
     try:
         try:
             # Before its first instruction, so that no Ctrl-C at this terminal hits it.
-            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions, setsid=new_session)
+            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions, setsid=new_session, **mine)
             new_session = False
         except NotImplementedError:
-            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions)
+            pid = os.posix_spawn(sys.executable, arguments, whole, file_actions=actions, **mine)
+    except OSError as error:
+        os.close(ours)
+        raise RunnerError(f"the interpreter {sys.executable} cannot be started: {error}") from error
     finally:
         os.close(theirs)
     with contextlib.suppress(BrokenPipeError), open(ours, "wb") as pipe:

@@ -11,6 +11,8 @@ import os
 import time
 from types import TracebackType
 
+from pynenc.system.descriptors import open_private
+
 
 class FileLock:
     """Hold a file locked, against other processes and other threads.
@@ -40,14 +42,19 @@ class FileLock:
         return True
 
     def acquire_within(self, seconds: float) -> bool:
-        """Hold the lock as soon as nobody else does, or open its file after so many seconds; whether it is held."""
+        """Hold the lock as soon as nobody else does; whether that was so within so many seconds."""
         deadline = time.monotonic() + seconds
         while not self.acquire_nowait():
             if time.monotonic() >= deadline:
-                self._fd = self._open()
                 return False
             time.sleep(0.002)
         return True
+
+    def sign(self, text: str) -> None:
+        """Write into the file who holds the lock, for those that do not get it."""
+        assert self._fd is not None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
 
     def fileno(self) -> int:
         """The open file; who inherits it holds the lock, too."""
@@ -61,7 +68,7 @@ class FileLock:
             self._fd = None
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open_private(self.path, os.O_RDWR | os.O_CREAT)
 
     def __enter__(self) -> FileLock:
         self.wait_acquire()

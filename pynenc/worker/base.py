@@ -134,6 +134,7 @@ class BaseWorker:
     Attributes:
         number: The worker's.
         is_retired: Whether the supervisor, which goes on, needs this worker no more.
+        held: Open files that tell others that this worker lives.
     """
 
     def __init__(self, number: int, connection: socket.socket, slot: Slot, freezer: Freezer) -> None:
@@ -142,6 +143,7 @@ class BaseWorker:
         self.connection = connection
         self.slot = slot
         self.is_retired = False
+        self.held: list[int] = []
         self.poll = select.poll()
         self.poll.register(connection, select.POLLIN)
         self._reader = FrameReader()
@@ -171,6 +173,8 @@ class BaseWorker:
         became_child(self.number)
         self.slot.leave()
         self.connection.close()
+        while self.held:  # A child may live on when all workers are gone, and nobody has to wait for its end.
+            os.close(self.held.pop())
         self.freezer.frozen = _freeze_nothing  # type: ignore[method-assign]
 
     def take_lease(self, lease: Lease) -> None:

@@ -90,6 +90,7 @@ class ForkServer:
             self._waker.close()
             os.close(self._settings["slots"])
             die_with_parent(parent)
+            os.setpgid(0, 0)  # A signal to the process group, as of a shell's `kill 0`, is the call's own business.
             worker_main.main(self._settings, number, slot, connection, self._memory, concurrent)
             code = 0
         except BaseException:  # the process's main: nothing may go back into the fork server's code

@@ -149,6 +149,7 @@ def main(
             worker = ConcurrentWorker(number, supervisor, Slot(memory, slot), freezer)
         else:
             worker = Worker(number, supervisor, Slot(memory, slot), freezer)
+        worker.held = [settings["workers_lock"]]
         os.register_at_fork(after_in_child=worker.after_fork_in_child)
         worker.run()
     if worker.is_retired:
