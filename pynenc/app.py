@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
-from pynenc.exceptions import TaskError
+from pynenc.exceptions import TaskError, asked_in_handler
 from pynenc.module_paths import found_by_path
 from pynenc.task import Task, registered
 from pynenc.types import Func, Params, Result
@@ -76,6 +76,7 @@ class Pynenc:
         self.app_id: str = self.conf.app_id  # The environment may have the last word.
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._lock = threading.RLock()
+        self._imports_in = 0
         self._number = next(_numbers.setdefault(self.app_id, count()))
         if _apps.setdefault(self.app_id, self) is not self:
             _further[self.app_id, self._number] = self
@@ -254,9 +255,17 @@ class Pynenc:
 
     @cached_property
     def _cluster(self) -> ClusterRunner:
-        from pynenc.client.runner import ClusterRunner
-
-        return ClusterRunner(self)
+        if (
+            self._imports_in == threading.get_ident()
+        ):  # A module that is half imported would give an error that nobody understands.
+            raise asked_in_handler("made its first call")
+        self._imports_in = threading.get_ident()
+        try:
+            from pynenc.client.runner import ClusterRunner
+        finally:
+            self._imports_in = 0
+        # A signal handler may have been faster, and there has to be one only.
+        return self.__dict__.setdefault("_cluster", ClusterRunner(self))  # type: ignore[no-any-return]
 
     @cached_property
     def _synchronous(self) -> SynchronousRunner:

@@ -232,6 +232,18 @@ class RunnerError(PynencError):
     """The runner cannot do its work: the supervisor does not start, answer or agree."""
 
 
+def asked_in_handler(interrupted: str) -> RunnerError:
+    """What a signal handler is told that asks where nothing can be asked.
+
+    Args:
+        interrupted: What the main program was doing, in the past tense.
+    """
+    return RunnerError(
+        f"pynenc was asked for something in a signal handler that interrupted the main program while it {interrupted}; "
+        "set a flag in the handler and ask in the main program, or leave it to the next signal"
+    )
+
+
 class SupervisorLostError(RunnerError):
     """The supervisor ended while this process waited for it."""
 

@@ -77,7 +77,9 @@ class Submission:
 
     def add_results(self, results: Results) -> None:
         """Take in results that were delivered; what is here already changes nothing."""
-        if results.first not in self.stretches:
+        if (
+            results.first not in self.stretches
+        ):  # Here nothing is called, so no signal handler sees one without the other.
             self.stretches[results.first] = results
             self.unfinished -= results.stop - results.first
 
@@ -89,7 +91,7 @@ class Submission:
                 self.unfinished -= 1
 
     def take_callbacks(self, everything: bool = False) -> list[Callable[[], object]]:
-        """Take out the callbacks of calls that have their outcome, or all of them."""
+        """Take out the callbacks of calls that have their outcome, or all of them; one thread at a time."""
         ready, left = [], []
         for index, callback in self.callbacks or []:
             if everything or self.has_outcome(index):
@@ -117,7 +119,7 @@ class Submission:
         stretch = self.stretches.get(index)
         if stretch is not None:
             return stretch
-        return next((one for one in self.stretches.values() if one.first <= index < one.stop), None)
+        return next((one for one in list(self.stretches.values()) if one.first <= index < one.stop), None)
 
     def value(self, index: int) -> Any:
         """The result of a call; `MISSING` when there is none."""  # per call

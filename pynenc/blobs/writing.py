@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pynenc.blobs.budget import Budget
 from pynenc.blobs.directory import MAX_EXCESS, TOKEN_BYTES, BlobDirectory
 from pynenc.blobs.references import Reference, name_of
+from pynenc.exceptions import asked_in_handler
 
 WRITE_BYTES = 1 << 30
 """So many bytes are written at a time; no system takes more than twice that."""
@@ -33,7 +34,8 @@ class Writer:
         self._is_worker = is_worker
         self._budget_bytes = budget_bytes
         self._pid = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._begins = False
         self._mark: int | None = None
         self._has_warned = False
 
@@ -76,9 +78,19 @@ class Writer:
             os.close(self._mark)
             self._mark = None
         self._pid = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._begins = False
 
     def _begin(self) -> None:
+        if self._begins:
+            raise asked_in_handler("wrote its first large value")
+        self._begins = True
+        try:
+            self._announce()
+        finally:
+            self._begins = False
+
+    def _announce(self) -> None:
         self._token = os.urandom(TOKEN_BYTES)
         self._numbers = itertools.count(1)
         self._mark = self._directory.announce(self._token, self._is_worker)

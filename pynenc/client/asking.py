@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.client.callbacks import CallbackThread, call_all
 from pynenc.client.connection import Connection, query_frame
 from pynenc.client.lost import LostRunner
 from pynenc.client.session import Session
@@ -63,9 +62,9 @@ class Asking(Session):
         """Send what is open, then read until something is so."""
         self._batcher.flush()
         if done():
-            call_all(self._ready)
+            self._callbacks.call()
             return True
-        if self._connection is None:
+        if self._connection is None or self._is_changing:
             self._connect()
         connection = self._connection
         assert connection is not None
@@ -81,7 +80,7 @@ class Asking(Session):
             if caller is not None:
                 done = unless_stuck(done, unfinished, caller)
             reached = context.nested_wait(connection, done, numbers, timeout)
-        call_all(self._ready)
+        self._callbacks.call()
         return reached
 
     def _wait_through(
@@ -123,31 +122,27 @@ class Asking(Session):
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""
-        with self._callbacks_lock:
-            submission.callbacks = submission.callbacks or []
-            submission.callbacks.append((index, callback))
-            # Only now: whoever reads the outcome looks for callbacks after it, so one of both sees the other.
-            if not submission.has_outcome(index):
-                if self._callbacks is None:
-                    self._callbacks = CallbackThread(self._wait_for_callbacks)
-                self._callbacks.look_after(submission)
-                return
-            self._ready += submission.take_callbacks()
-        call_all(self._ready)
+        self._callbacks.add(submission, index, callback)
 
     def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
         """Wait until callbacks can be called, and call them."""
+        callbacks = self._callbacks
+
+        def is_something_to_do() -> bool:
+            return callbacks.has_ended or callbacks.are_ready or any(not one.callbacks for one in waiting)
+
         try:
-            self.wait_until(lambda: bool(self._ready) or any(not one.callbacks for one in waiting), None, waiting)
+            self.wait_until(is_something_to_do, None, waiting)
         except RunnerError as error:
+            if callbacks.has_ended:
+                return
             for submission in [one for one in waiting if not one.runner.runs_calls] or waiting:
                 if submission.runner.runs_calls:
                     submission.runner = LostRunner(self, error)
                 if self._is_interrupted:
                     submission.callbacks = None  # There is nothing to tell them.
-                with self._callbacks_lock:
-                    self._ready += submission.take_callbacks(everything=True)
-            call_all(self._ready)
+                callbacks.give_up(submission)
+            callbacks.call()
 
     # Asking.
 
@@ -173,8 +168,9 @@ class Asking(Session):
 
     def status_of(self, submission: Submission, index: int) -> InvocationStatus:
         """Ask the supervisor where a call stands."""
+        # What lies in an open batch is registered, as far as anybody knows: there is no need to send it first, which
+        # a signal handler might not be allowed to.
         try:
-            self._batcher.flush()
             answer = self.ask("status", batch=submission.number, index=index)
         except SupervisorLostError:
             return InvocationStatus.REGISTERED  # Nobody runs it.

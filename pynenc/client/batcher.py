@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynenc import context
+from pynenc.exceptions import asked_in_handler
 from pynenc.prepared import PreparedCall, extras_of
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
@@ -77,7 +78,9 @@ class Batcher:
         self._send = send
         self._is_idle = is_idle
         self._caller = caller
-        self._lock = threading.Lock()
+        # It is held again by a signal handler that interrupts its holder, and sees by the second that it must not go on.
+        self._lock = threading.RLock()
+        self._is_in_use = False
         self._open: dict[Task[Any, Any], OpenBatch] = {}
         self._flusher: threading.Thread | None = None
         self._flusher_wanted = threading.Semaphore(0)
@@ -95,64 +98,89 @@ class Batcher:
             The batch, and the call's index in it.
         """
         with self._lock:  # per call
-            batch = self._open.get(task)
-            now = time.monotonic()
-            caller = None if context.worker_of is None else self._caller()
-            if batch is not None and batch.caller is not caller:
-                self._leave(task)
-                batch = None
-            if batch is None:
-                idle = self._is_idle()
-                submission = self._open_batch()
-                if idle:
-                    submission.count = submission.unfinished = 1
-                    self._send(task, submission, pack_call(task, entry), 0, caller)
-                    return submission, 0
-                batch = self._open[task] = OpenBatch(submission, now, caller)
-                if context.worker_of is not None:
-                    context.collecting.add(self.flush)
-                self._wake_flusher()
-            entries = batch.entries
-            index = len(entries)
-            if type(entry) is PreparedCall:
-                batch.frozen_bytes += entry.blob_bytes()
-                batch.prepared[index] = entry
-                entry = entry.entry
-            entries.append(entry)
-            submission = batch.submission
-            submission.count = submission.unfinished = index + 1
-            if type(entry) is Frozen:
-                batch.frozen_bytes += len(entry)
-            if (
-                index + 1 == MAX_BATCH_CALLS
-                or now - batch.opened >= BATCH_AGE_S
-                or batch.frozen_bytes >= MAX_BATCH_BYTES
-            ):
-                self._leave(task)
-            return submission, index
+            if self._is_in_use:
+                self.refuse_handler()
+            self._is_in_use = True
+            try:
+                return self._add(task, entry)
+            finally:
+                self._is_in_use = False
+
+    def _add(self, task: Task[Any, Any], entry: Any) -> tuple[Submission, int]:
+        batch = self._open.get(task)
+        now = time.monotonic()
+        caller = None if context.worker_of is None else self._caller()
+        if batch is not None and batch.caller is not caller:
+            self._leave(task)
+            batch = None
+        if batch is None:
+            idle = self._is_idle()
+            submission = self._open_batch()
+            if idle:
+                submission.count = submission.unfinished = 1
+                self._send(task, submission, pack_call(task, entry), 0, caller)
+                return submission, 0
+            batch = self._open[task] = OpenBatch(submission, now, caller)
+            if context.worker_of is not None:
+                context.collecting.add(self.flush)
+            self._wake_flusher()
+        entries = batch.entries
+        index = len(entries)
+        if type(entry) is PreparedCall:
+            batch.frozen_bytes += entry.blob_bytes()
+            batch.prepared[index] = entry
+            entry = entry.entry
+        entries.append(entry)
+        submission = batch.submission
+        submission.count = submission.unfinished = index + 1
+        if type(entry) is Frozen:
+            batch.frozen_bytes += len(entry)
+        if index + 1 == MAX_BATCH_CALLS or now - batch.opened >= BATCH_AGE_S or batch.frozen_bytes >= MAX_BATCH_BYTES:
+            self._leave(task)
+        return submission, index
 
     def flush(self, older_than_s: float = 0.0) -> None:
         """Let the open batches leave that are at least this old."""
         if not self._open:
             return
         with self._lock:
+            self.refuse_handler()
+            self._leave_all(older_than_s)
+
+    def refuse_handler(self) -> None:
+        """See to it that this is no signal handler that has interrupted its own thread here.
+
+        Raises:
+            RunnerError: It is.
+        """
+        with self._lock:
+            if self._is_in_use:
+                raise asked_in_handler("made calls")
+
+    def _leave_all(self, older_than_s: float = 0.0) -> None:
+        self._is_in_use = True
+        try:
             latest = time.monotonic() - older_than_s
             for task in [task for task, batch in self._open.items() if batch.opened <= latest]:
                 self._leave(task)
+        finally:
+            self._is_in_use = False
 
     def flush_within(self, seconds: float) -> None:
         """Let all open batches leave, unless another thread is at them for longer than this."""
         if self._lock.acquire(timeout=seconds):
             try:
-                for task in list(self._open):
-                    self._leave(task)
+                if not self._is_in_use:
+                    self._leave_all()
             finally:
                 self._lock.release()
 
     def close(self) -> None:
         """Let everything leave, and the helper thread end."""
-        self.flush()
-        self._closed = True
+        with self._lock:
+            self.refuse_handler()
+            self._leave_all()
+            self._closed = True
         if self._flusher is not None:
             self._flusher_wanted.release()
             self._flusher.join()

@@ -1,30 +1,36 @@
 """The connection to the supervisor. Whoever waits for a result reads it; no thread stands in between.
 
-When several threads wait, one of them reads for all, and hands over when it has what it wanted.
+When several threads wait, one of them reads for all, and hands over when it has what it wanted. A signal handler reads on top
+of what it has interrupted. Frames are cut and then handled one by one; each is forgotten when it was handled, so that a handler
+begins with the one that it has interrupted, and nothing is missed. Whoever handles a frame may therefore be interrupted by
+somebody who handles the same. Only where bytes are on the way between socket and frames nobody else can read, and only between
+messages can another one be sent: there a handler is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
 import json
 import os
-import select
 import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from pynenc.client.launch import connect
 from pynenc.client.lost import anew
-from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError
+from pynenc.client.reading import ReadingTurn
+from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError, asked_in_handler
 from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.protocol.run_file import Address
-from pynenc.system.spin import Spin
+from pynenc.system.sockets import NO_SIGPIPE, spare_sigpipe
 
 LONGEST_S = 1e6
 """Waits that are longer have no end: the system takes none of more than 24 days."""
@@ -35,7 +41,7 @@ class Connection:
 
     Args:
         connected: A fresh connection to the supervisor's address; the handshake is made here.
-        on_frame: Told of each frame that comes, by whichever thread reads it.
+        on_frame: Told of each frame that comes, by whichever thread reads it; once more if it is interrupted.
         is_worker: Whether this process is one of the supervisor's own workers.
         asks_only: Whether no calls are made over it; then the supervisor listens also while nothing can be committed.
 
@@ -63,18 +69,20 @@ class Connection:
         self._asks_only = asks_only
         self._frames = FrameReader()
         self._buffer = memoryview(bytearray(READ_BYTES))
-        self._send_lock = threading.Lock()
-        self._turn = threading.Condition(threading.Lock())
-        self._someone_reads = False
-        self._poll = select.poll()
-        self._spin = Spin()
-        self._poll.register(connected, select.POLLIN)
+        self._unhandled: deque[tuple[int, bytes]] = deque()
+        self._cuts = False
+        self._send_lock = threading.RLock()
+        self._sends = False
+        self._sent: list[int] = []
+        self._size = 0
         self.lost: RunnerError | None = None
         self.is_closed = False
         self.gave_up = ""
         self.on_read: Callable[[], None] | None = None
         try:
+            spare_sigpipe(connected)
             self.client, self.supervisor_pid = self._shake_hands(address.key)
+            self._turn = ReadingTurn(connected)
         except BaseException:
             connected.close()
             raise
@@ -86,24 +94,36 @@ class Connection:
             SupervisorLostError: Nobody is there to take them.
         """
         with self._send_lock:
+            if self._sends and self._sent != [self._size]:
+                raise asked_in_handler("sent something")
             if self.lost is not None:
                 raise anew(self.lost)
+            size = len(message)
+            sent: list[int] = []
+            # Nothing is called in between, so no signal handler sees a part of it.
+            self._size, self._sent, self._sends = size, sent, True
             try:
-                self._socket.sendall(message)
+                # Through `map`, so that a signal handler that comes right after it, as most do, sees that the message has left.
+                sent.extend(map(self._socket.send, (message,), (NO_SIGPIPE,)))
+                if sent[0] < size:
+                    self._socket.sendall(memoryview(message)[sent[0] :], NO_SIGPIPE)
                 return
-            except OSError as error:
+            except BaseException as error:
+                if not self._is_its_own(error):
+                    # Ctrl-C in the middle of a message: what follows it here would not be understood.
+                    self._lose("the script was interrupted while it sent something")
+                    self.shut_down()
+                    raise
                 why = str(error)
-            except BaseException:  # Ctrl-C in the middle of a message: what follows it here would not be understood.
-                self._lose("the script was interrupted while it sent something")
-                self.shut_down()
-                raise
+            finally:
+                self._sends = False
         self.read_nowait()  # It may have said why it closed the connection.
         raise self._lose(why)
 
     @property
     def is_sending(self) -> bool:
         """Whether a thread is sending, perhaps this one."""
-        return self._send_lock.locked()
+        return self._sends
 
     def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
         """Read until something is so.
@@ -117,6 +137,7 @@ class Connection:
 
         Raises:
             SupervisorLostError: The supervisor is gone and it never will be so.
+            RunnerError: This is a signal handler that has interrupted a read.
         """
         if timeout is not None and timeout > LONGEST_S:
             timeout = None
@@ -126,7 +147,7 @@ class Connection:
             if remaining is not None and remaining <= 0:
                 self.read_nowait()
                 return done()
-            if not self._take_turn(remaining):
+            if not self._turn.take(done, remaining):
                 continue
             try:
                 if not done():
@@ -135,7 +156,7 @@ class Connection:
                 if not done():  # It may have come together with the end.
                     raise
             finally:
-                self._pass_turn()
+                self._turn.pass_on()
         return True
 
     def fileno(self) -> int:
@@ -144,23 +165,24 @@ class Connection:
 
     def read_nowait(self) -> None:
         """Take in what has come already, unless another thread is at it."""
-        with self._turn:
-            if self._someone_reads:
-                return
-            self._someone_reads = True
+        if not self._turn.take_nowait():
+            return
         try:
-            while self.lost is None and self._poll.poll(0):
+            while self.lost is None and not self._cuts and (self._unhandled or self._turn.is_readable()):
                 self._read(0)
         except SupervisorLostError:
             pass  # Whoever waits for something is told.
         finally:
-            self._pass_turn()
+            self._turn.pass_on()
 
     def close(self) -> None:
         """Close the connection; whoever waits on it is told that it is gone."""
         self.is_closed = True
         self.lost = self.lost or SupervisorLostError("the connection was closed by app.close()")
-        self._socket.close()
+        self.shut_down()  # A thread that waits on it would not notice that it is closed.
+        with contextlib.suppress(OSError):  # The script may have closed all descriptors.
+            self._socket.close()
+        self._turn.close()
 
     def give_up(self, why: str) -> None:
         """Send and read nothing more; `shut_down` tells those who wait."""
@@ -181,62 +203,89 @@ class Connection:
     def abandon(self) -> None:
         """In a forked child: let go of the parent's connection without a word."""
         self.is_closed = True
-        os.close(self._socket.detach())
+        if (fd := self._socket.detach()) >= 0:
+            os.close(fd)
+        self._turn.close()
         self.lost = SupervisorLostError("this invocation belongs to the process that forked this one")
-
-    def _take_turn(self, timeout: float | None) -> bool:
-        with self._turn:
-            if self._someone_reads:
-                self._turn.wait(timeout)
-                return False
-            self._someone_reads = True
-            return True
-
-    def _pass_turn(self) -> None:
-        with self._turn:
-            self._someone_reads = False
-            self._turn.notify_all()
 
     def _read(self, timeout: float | None) -> None:
         if self.lost is not None:
             raise anew(self.lost)
-        try:
-            if not self._spin.look(lambda: self._poll.poll(0)):
-                wait_ms = None if timeout is None else max(0.0, timeout * 1000)
-                if not self._poll.poll(wait_ms):
-                    return
-        except OSError as error:
-            raise self._lose(str(error)) from error
-        try:
-            self._take_in()
-        except RunnerError:
-            raise
-        except BaseException:  # Ctrl-C: some of what has come may be lost, but not to another connection.
-            self._lose("the script was interrupted while it read something")
-            raise
-        with self._turn:
-            self._turn.notify_all()  # Other threads may wait for what this read brought.
+        if self._cuts:
+            raise asked_in_handler("read something")
+        if not self._unhandled:
+            if not self._turn.wait_readable(timeout):
+                return
+            self._cut()
+        self._handle()
+        self._turn.wake_others()  # They may wait for what this read brought.
         if self.on_read is not None:
             self.on_read()
 
-    def _take_in(self) -> None:
-        """Read what has come and hand it on."""
+    def _cut(self) -> None:
+        """Read what has come, and cut it into frames."""
+        self._cuts = True
         try:
-            count = self._socket.recv_into(self._buffer)
-        except OSError as error:
-            raise self._lose(str(error)) from error
-        if not count:
-            raise self._lose("it ended")
-        for kind, body in self._frames.feed(bytes(self._buffer[:count])):
+            # A signal handler may have read what was there.
+            count = self._socket.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            if count:
+                self._unhandled.extend(self._frames.feed(bytes(self._buffer[:count])))
+                return
+        except BlockingIOError:
+            return
+        except ProtocolError:
+            raise
+        except BaseException as error:
+            if self._is_its_own(error):
+                raise self._lose(str(error)) from error
+            # Ctrl-C: some of what has come may be lost, but not to another connection.
+            self._lose("the script was interrupted while it read something")
+            raise
+        finally:
+            self._cuts = False
+        raise self._lose("it ended")
+
+    def _handle(self) -> None:
+        """Hand on what has come."""
+        unhandled = self._unhandled
+        while True:
+            try:
+                first = unhandled[0]
+            except IndexError:
+                return
+            kind, body = first
             if kind == Kind.REFUSED:
+                unhandled.clear()  # Whoever has got what it waited for until now does not care.
                 fields = json_from(body)
                 self.lost = self.lost or SupervisorLostError(str(fields.get("error")))
                 if fields.get("again"):
                     self.gave_up = str(self.lost)
                 else:
                     self.is_closed = True
-                break  # Whoever has got what it waited for until now does not care.
-            self._on_frame(kind, body)
+                return
+            try:
+                self._on_frame(kind, body)
+            except ProtocolError:
+                self._forget(first)
+                raise
+            self._forget(first)
+
+    def _forget(self, handled: tuple[int, bytes]) -> None:
+        # Unless a signal handler has done it. No other one comes in between: Python runs them after calls and in loops.
+        if self._unhandled and self._unhandled[0] is handled:
+            self._unhandled.popleft()
+
+    def _is_its_own(self, error: BaseException) -> bool:
+        """Whether an error is the socket's, and not one that a signal handler has raised, such as a `TimeoutError` of an alarm."""
+        if not isinstance(error, OSError) or (error.errno is None and self._socket.gettimeout() is None):
+            return False
+        if error.errno in (
+            errno.EBADF,
+            errno.ENOTSOCK,
+        ):  # The script has closed all descriptors; those may be its own by now.
+            self._socket.detach()
+            self._turn.abandon()
+        return True
 
     def _lose(self, why: str) -> RunnerError:
         if self.lost is None:

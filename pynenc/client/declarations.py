@@ -6,14 +6,12 @@ When `sys.path` is another one than then, the task is declared once more, under 
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import sys
-import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.extras import GONE
 from pynenc.protocol.messages import Kind, json_frame
 from pynenc.system.boot import texts_of_path
@@ -21,67 +19,74 @@ from pynenc.system.directory import working_directory
 from pynenc.system.origins import origins, to_texts
 
 if TYPE_CHECKING:
-    from pynenc.client.connection import Connection
     from pynenc.task import Task
 
 
+class Declared(NamedTuple):
+    """What was told of a task.
+
+    Attributes:
+        task: The task.
+        path: The `sys.path` of that moment.
+        func: Its function, which is another one when its module was imported again.
+        directory: The working directory of that moment.
+        frame: How it is told.
+    """
+
+    task: Task[Any, Any]
+    path: list[str]
+    func: Any
+    directory: str
+    frame: bytes
+
+
 class Declarations:
-    """The tasks that a client has declared over its connection, and over those that came before it."""
+    """The tasks that a client has declared over its connection, and over those that came before it.
+
+    There is no lock: threads and signal handlers that come together may declare a task twice, under two numbers.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._keys: dict[tuple[Task[Any, Any], int], tuple[int, str]] = {}
-        self._path: list[str] = []
-        self._declared: dict[int, tuple[Task[Any, Any], bytes]] = {}
+        self._numbers = itertools.count(1)
+        self._keys: dict[Task[Any, Any], int] = {}
+        self._declared: dict[int, Declared] = {}
 
-    def key_of(self, task: Task[Any, Any], connection: Connection) -> tuple[int, bytes]:
+    def key_of(self, task: Task[Any, Any]) -> tuple[int, bytes, bytes]:
         """How a task is called from here.
 
-        Args:
-            task: The task.
-            connection: Over which it is declared, if it was not yet. When it is lost, whatever is sent next tells.
-
         Returns:
-            Its number, and the working directory if that is another one than when it was declared.
+            Its number, the working directory if that is another one than when it was declared, and its declaration if that has to
+            be sent first; `sent` is to be called then.
         """
         here = working_directory()  # per batch
-        # A module that was imported again has the same task with another function.
-        found = self._keys.get((task, id(task.func))) if sys.path == self._path else None
-        if found is None:
-            with self._lock:
-                found = self._declare(task, here, connection)
-        key, directory = found
-        if here == directory:
-            return key, b""
-        return key, os.fsencode(here) if here else GONE
+        key = self._keys.get(task)
+        if key is not None:
+            known = self._declared[key]
+            if known.func is task.func and known.path == sys.path:
+                if here == known.directory:
+                    return key, b"", b""
+                return key, os.fsencode(here) if here else GONE, b""
+        key = next(self._numbers)
+        frame = _declaration_frame(task, key, here)
+        # Before anything is sent: another supervisor is told of it, too.
+        self._declared[key] = Declared(task, list(sys.path), task.func, here, frame)
+        return key, b"", frame
+
+    def sent(self, task: Task[Any, Any], key: int) -> None:
+        """The declaration has left, so whoever calls the task next need not send it."""
+        self._keys[task] = key
 
     def frames(self) -> Iterable[bytes]:
         """All declarations, for another supervisor."""
-        return [frame for _, frame in list(self._declared.values())]
+        return [one.frame for one in list(self._declared.values())]
 
     def frame_of(self, key: int) -> bytes:
         """One of them."""
-        return self._declared[key][1]
+        return self._declared[key].frame
 
     def task_of(self, key: int) -> Task[Any, Any]:
         """The task that is called by a number."""
-        return self._declared[key][0]
-
-    def _declare(self, task: Task[Any, Any], directory: str, connection: Connection) -> tuple[int, str]:
-        if sys.path != self._path:
-            self._keys.clear()
-            self._path = list(sys.path)
-        known = self._keys.get((task, id(task.func)))
-        if known is not None:
-            return known  # Another thread was faster.
-        key = len(self._declared) + 1
-        frame = _declaration_frame(task, key, directory)
-        self._declared[key] = task, frame
-        with contextlib.suppress(SupervisorLostError):
-            connection.send(frame)
-        # Only now: no other thread calls by this number before it is declared.
-        made = self._keys[task, id(task.func)] = key, directory
-        return made
+        return self._declared[key].task
 
 
 def _declaration_frame(task: Task[Any, Any], key: int, directory: str) -> bytes:

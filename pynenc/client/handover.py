@@ -43,8 +43,9 @@ class Handover:
     def are_committed(self, numbers: Iterable[int]) -> None:
         """The supervisor says that these batches are committed."""
         for number in numbers:
-            if self._uncommitted.pop(number, None) is not None:
-                self._committed.add(number)
+            if number in self._uncommitted:
+                self._committed.add(number)  # First: a signal handler may come in between, and find it in one of them.
+                self._uncommitted.pop(number, None)
 
     # When another supervisor takes over.
 

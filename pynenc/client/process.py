@@ -171,7 +171,10 @@ def _close_all() -> None:
         if not _interrupted and (is_ended_by_it or any(client.was_left for client in list(_clients))):
             say("interrupted", interrupt_all())
         for client in list(_clients):
-            client.close()
+            try:
+                client.close()
+            except OSError as error:  # Such as when the script has closed all descriptors.
+                say(f"the supervisor was not told that this script ends: {error}", 0)
     except KeyboardInterrupt:
         say("interrupted", interrupt_all())
 

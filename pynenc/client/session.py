@@ -8,18 +8,18 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Batcher, Packed
-from pynenc.client.callbacks import CallbackThread, call_all
+from pynenc.client.callbacks import Callbacks
 from pynenc.client.connection import Connection, stop_calls_of
 from pynenc.client.declarations import Declarations
 from pynenc.client.handover import Handover
 from pynenc.client.lost import LostRunner, anew, not_ours
-from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.exceptions import RunnerError, SupervisorLostError, asked_in_handler
 from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
@@ -74,7 +74,7 @@ class Session:
     def __init__(self, app: Pynenc) -> None:
         self._app = weakref.ref(app)
         self._lock = threading.RLock()
-        self._callbacks_lock = threading.Lock()
+        self._is_changing = False
         self._connection: Connection | None = None
         self._is_workers_own = False
         self._is_connecting = False
@@ -96,8 +96,7 @@ class Session:
         self._answers: dict[int, Any] = {}
         self._synced = 0
         self._since_read = 0
-        self._ready: list[Callable[[], object]] = []
-        self._callbacks: CallbackThread | None = None
+        self._callbacks = Callbacks(self._wait_for_callbacks)
         self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
 
     # Beginning and ending.
@@ -107,13 +106,15 @@ class Session:
         if self._connection is None:
             self._close_blobs(is_alone=True)
             return
+        with self._alone():
+            self._batcher.refuse_handler()
         try:
             self._batcher.close()
             if not self.sync(EXIT_S):
                 self._the_app().logger.error(
                     "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
                 )
-            call_all(self._ready)
+            self._callbacks.call()
             if self._connection is not None:
                 self._connection.send(frame(Kind.GOODBYE))
         except RunnerError as error:
@@ -121,15 +122,16 @@ class Session:
                 self._the_app().logger.error("%s", error)
         finally:
             # Only now: whoever sends a batch may have to wait for the lock, and closing waits for that batch.
-            with self._lock:
+            callbacks = self._callbacks
+            with self._alone():
+                callbacks.has_ended = True
                 is_alone = self._connection is None or self._connection.lost is not None
                 if self._connection is not None:
                     self._connection.close()
                 self._connection = None
-                if self._callbacks is not None:
-                    self._callbacks.end()
                 self._reset()
                 self._close_blobs(is_alone)
+            callbacks.wait_for_end()  # Without the lock: the thread may be about to look for another supervisor.
 
     @property
     def is_in_use(self) -> bool:
@@ -170,7 +172,7 @@ class Session:
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call; what its parent waits for is not its business."""
         self._lock = threading.RLock()
-        self._callbacks_lock = threading.Lock()
+        self._is_changing = False
         for submission in self._held.values():
             submission.runner = LostRunner(self._runner, not_ours(submission))
             submission.callbacks = None
@@ -188,14 +190,26 @@ class Session:
         launch.prepare_state_dir(app.conf.state_path)
         return launch.start_staying(launch.paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While a connection is made, replaced or let go of. A signal handler that interrupts that is refused."""
+        with self._lock:
+            if self._is_changing:
+                raise asked_in_handler("connected to the supervisor")
+            self._is_changing = True
+            try:
+                yield
+            finally:
+                self._is_changing = False
+
     def connect_only(self) -> bool:
         """Connect if a supervisor runs, without starting one; whether it is connected."""
-        with self._lock:
+        with self._alone():
             if self._is_connected():
                 return True
             app = self._the_app()
             if context.own_supervisor(app.app_id) is not None:
-                self._connect()
+                self._begin()
                 return True
             paths = launch.paths_of(app.conf.state_path, app.app_id)
             found = launch.find_running(paths)
@@ -211,37 +225,43 @@ class Session:
             return True
 
     def _connect(self) -> None:
-        with self._lock:
-            if self._is_connected():
-                return
-            if self._is_interrupted:
-                raise self._why_interrupted()
-            app = self._the_app()
-            inside = context.own_supervisor(app.app_id)
-            self._is_workers_own = inside is not None
-            if inside is not None:
-                address = Address(inside.address, inside.key)
-                connected = launch.connect(address)
-                if connected is None:
-                    raise SupervisorLostError("the supervisor of this worker is gone")
-                self._greet(connected, address)
-                return
-            if context.worker_of is None:
-                process.watch()
-            launch.prepare_state_dir(app.conf.state_path)
-            paths = launch.paths_of(app.conf.state_path, app.app_id)
-            app.use_database(paths.database)
-            self._is_connecting = True
-            try:
-                self._find_or_start(paths)
-            except Exception:
-                self._is_connecting = False
-                raise
+        connection = self._connection
+        if connection is not None and connection.lost is None and not self._is_changing:
+            return
+        with self._alone():
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._is_connected():
+            return
+        if self._is_interrupted:
+            raise self._why_interrupted()
+        app = self._the_app()
+        inside = context.own_supervisor(app.app_id)
+        self._is_workers_own = inside is not None
+        if inside is not None:
+            address = Address(inside.address, inside.key)
+            connected = launch.connect(address)
+            if connected is None:
+                raise SupervisorLostError("the supervisor of this worker is gone")
+            self._greet(connected, address)
+            return
+        if context.worker_of is None:
+            process.watch()
+        launch.prepare_state_dir(app.conf.state_path)
+        paths = launch.paths_of(app.conf.state_path, app.app_id)
+        app.use_database(paths.database)
+        self._is_connecting = True
+        try:
+            self._find_or_start(paths)
+        except Exception:
             self._is_connecting = False
-            self._see_that_python_is_the_same()
-            if self._is_interrupted:  # By another thread, which could not wait for this one.
-                self._leave()
-                raise self._why_interrupted()
+            raise
+        self._is_connecting = False
+        self._see_that_python_is_the_same()
+        if self._is_interrupted:  # By another thread, which could not wait for this one.
+            self._leave()
+            raise self._why_interrupted()
 
     def _find_or_start(self, paths: launch.Paths) -> None:
         for attempt in range(GREETINGS):
@@ -286,7 +306,7 @@ class Session:
         if connection.is_closed or not self._has_unfinished():
             self._forget_lost_connection()
             return False
-        self._take_up(connection)
+        self._replace(connection)
         return True
 
     def _greet(self, connected: Any, address: Address) -> None:
@@ -303,7 +323,7 @@ class Session:
 
     def _forget_lost_connection(self) -> None:
         assert self._connection is not None
-        for submission in self._held.values():
+        for submission in list(self._held.values()):
             submission.runner = LostRunner(self._runner, self._connection.lost)
         self._connection = None
         self._reset()
@@ -318,32 +338,34 @@ class Session:
         Raises:
             RunnerError: There is none, or the supervisor did not die.
         """
-        with self._lock:
-            if self._connection is not lost and self._connection is not None:
-                return  # Another thread has done it.
-            while True:
-                self._recoveries += 1
-                is_hopeless = self._recoveries > MAX_RECOVERIES
-                is_wanted = lost.is_closed and (fresh is None or self._has_unfinished(but=fresh))
-                if self._connection is None or self._is_workers_own or is_wanted or is_hopeless:
-                    assert lost.lost is not None
-                    error = anew(lost.lost)
-                    if self._connection is not None:
-                        self._forget_lost_connection()
-                    raise error
-                try:
-                    self._connection = None
-                    self._connect()
-                    self._hand_over(lost.gave_up or "its supervisor was killed")
-                except SupervisorLostError:
-                    lost = self._connection or lost
-                    self._connection = lost
-                    continue
-                except BaseException:
-                    self._connection = lost
+        with self._alone():
+            if self._connection is lost or self._connection is None:  # Else another thread has done it.
+                self._replace(lost, fresh)
+
+    def _replace(self, lost: Connection, fresh: int | None = None) -> None:
+        while True:
+            self._recoveries += 1
+            is_hopeless = self._recoveries > MAX_RECOVERIES
+            is_wanted = lost.is_closed and (fresh is None or self._has_unfinished(but=fresh))
+            if self._connection is None or self._is_workers_own or is_wanted or is_hopeless:
+                assert lost.lost is not None
+                error = anew(lost.lost)
+                if self._connection is not None:
                     self._forget_lost_connection()
-                    raise
-                return
+                raise error
+            try:
+                self._connection = None
+                self._begin()
+                self._hand_over(lost.gave_up or "its supervisor was killed")
+            except SupervisorLostError:
+                lost = self._connection or lost
+                self._connection = lost
+                continue
+            except BaseException:
+                self._connection = lost
+                self._forget_lost_connection()
+                raise
+            return
 
     def _has_unfinished(self, but: int | None = None) -> bool:
         return any(one.unfinished and one.number != but for one in list(self._held.values()))
@@ -370,6 +392,10 @@ class Session:
 
         self._handover.finish(connection, unknown, self._answers, may_rerun, lose)
 
+    def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
+        """Wait until callbacks can be called, and call them."""
+        raise NotImplementedError
+
     @property
     def _runner(self) -> RemoteRunner:
         """This, as those see it who hold calls."""
@@ -388,7 +414,9 @@ class Session:
         if self._blobs is None:
             from pynenc.client.blobs import ClientBlobs
 
-            self._blobs = ClientBlobs(self._the_app(), self._connect, self._send_now, self._is_sending)
+            made = ClientBlobs(self._the_app(), self._connect, self._send_now, self._is_sending)
+            if self._blobs is None:  # Else a signal handler needed them meanwhile.
+                self._blobs = made
         return self._blobs
 
     def _close_blobs(self, is_alone: bool) -> None:
@@ -402,7 +430,7 @@ class Session:
             if connection is not None:
                 connection.send(message)
             return connection is not None
-        except RunnerError:
+        except SupervisorLostError:
             return False
 
     def _is_sending(self) -> bool:
@@ -432,7 +460,7 @@ class Session:
     ) -> None:
         connection = self._live_connection()
         self._wait_interrupted = False
-        key, directory = self._declarations.key_of(task, connection)
+        key, directory, declaration = self._declarations.key_of(task)
         parent = NO_INVOCATION
         count, packing, payload, extras = packed
         if caller is not None:
@@ -448,11 +476,14 @@ class Session:
         if self._blobs is not None:
             self._blobs.send_releases()
         try:
-            connection.send(message)
+            # Together: so nobody else's batch of this task can come before the declaration, and both are sent again.
+            connection.send(declaration + message)
         except SupervisorLostError:
             # Another thread may have told the next supervisor of all tasks before this one was among them.
             self._send_again(batch, self._declarations.frame_of(key) + message, connection)
             return
+        if declaration:
+            self._declarations.sent(task, key)
         self._since_read += 1
         if self._since_read >= READ_EVERY:
             self._since_read = 0
@@ -460,9 +491,9 @@ class Session:
 
     def _connected(self) -> Connection | None:
         """The connection, after another thread has made it if one is at it; None when it was closed."""
-        if self._connection is not None:
+        if self._connection is not None and not self._is_changing:
             return self._connection
-        with self._lock:
+        with self._alone():
             return self._connection
 
     def _live_connection(self) -> Connection:
@@ -504,7 +535,11 @@ class Session:
         elif kind == Kind.COMMITTED:
             self._handover.are_committed(numbers_from(body, MAX_BATCH))
         elif kind == Kind.SYNCED:
-            self._synced = max(self._synced, number_from(body))
+            number = number_from(body)
+            if (
+                number > self._synced
+            ):  # Nothing is called between look and change: so no signal handler comes in between.
+                self._synced = number
         elif kind == Kind.NOTICE:
             self._the_app().logger.warning("%s", json_from(body).get("text"))
         elif kind == Kind.REPORT:
@@ -516,8 +551,7 @@ class Session:
         if not submission.unfinished:
             self._held.pop(submission.number, None)
         if submission.callbacks:
-            with self._callbacks_lock:
-                self._ready += submission.take_callbacks()
+            self._callbacks.outcome_came(submission)
 
     def sync(self, timeout: float | None = None) -> bool:
         """Wait until everything that was submitted here is committed, so many seconds at most; whether it is."""

@@ -260,7 +260,7 @@ class DistributedInvocationGroup(BaseInvocationGroup[Params, Result]):
         counts: Counter[InvocationStatus] = Counter()
         unfinished = 0
         for submission, first, stop, _ in self._parts:
-            failed = [index for index in submission.failures if first <= index < stop]
+            failed = [index for index in list(submission.failures) if first <= index < stop]
             counts.update(submission.final_status(index) for index in failed)
             left = sum(not submission.has_outcome(i) for i in range(first, stop)) if submission.unfinished else 0
             unfinished += left

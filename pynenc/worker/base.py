@@ -27,6 +27,7 @@ from pynenc.serializer import Frozen, loads
 from pynenc.system.directory import go_to, working_directory
 from pynenc.system.origins import Origin, to_texts
 from pynenc.system.output import flush_output
+from pynenc.system.sockets import NO_SIGPIPE
 from pynenc.task import Task, registered
 from pynenc.worker.forks import became_child, end_child
 from pynenc.worker.imports import Clash, Imports
@@ -205,7 +206,7 @@ class BaseWorker:
         end_child()
         flush_output()  # What a call printed is seen before its result.
         try:
-            self.connection.sendall(message)
+            self.connection.sendall(message, NO_SIGPIPE)
         except OSError:
             os._exit(1)  # The supervisor has gone, and so does this process, in the middle of a call.
 

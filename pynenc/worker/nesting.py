@@ -38,6 +38,7 @@ class Nesting:
         self._main_thread = threading.get_ident()
         self._threads = 0
         self._lock = threading.Lock()
+        self._sleeps = False
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
         self._waker.setblocking(False)
@@ -47,7 +48,7 @@ class Nesting:
         connection.read_nowait()
         if done():
             return True
-        if threading.get_ident() != self._main_thread or context.worker_running is None:
+        if threading.get_ident() != self._main_thread or context.worker_running is None or self._sleeps:
             return self._wait_beside(connection, done, timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         worker, shipper = self._worker, self._worker.shipper
@@ -71,7 +72,7 @@ class Nesting:
             shipper.resume(suspended)
 
     def _wait_beside(self, connection: Any, done: Callable[[], bool], timeout: float | None) -> bool:
-        """Wait in another thread of the call: a spare worker runs other calls meanwhile."""
+        """Wait in another thread of the call, or in a signal handler that interrupts one: a spare worker runs others."""
         self._count_threads(1)
         try:
             return bool(connection.wait_until(done, timeout))
@@ -93,11 +94,15 @@ class Nesting:
             while not done():
                 if worker.run_next():
                     continue
+                self._sleeps = True
+                if done():  # A signal handler may have read it just before.
+                    break
                 left_s = None if deadline is None else deadline - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     connection.read_nowait()
                     return done()
                 ready = worker.spin.look(lambda: poll.poll(0)) or poll.poll(None if left_s is None else left_s * 1000)
+                self._sleeps = False
                 for descriptor, _ in ready:
                     if descriptor == worker.connection.fileno():
                         worker.receive_or_end()
@@ -108,12 +113,13 @@ class Nesting:
                         if connection.lost is not None and not done():
                             raise connection.lost
         finally:
+            self._sleeps = False
             connection.on_read = None
         return True
 
     def _wake(self) -> None:
-        """Another thread has read what the main one may be waiting for."""
-        if threading.get_ident() != self._main_thread:
+        """Another thread, or a signal handler, has read what the main one may be waiting for."""
+        if threading.get_ident() != self._main_thread or self._sleeps:
             try:
                 self._waker.send(b".")
             except BlockingIOError:

@@ -264,15 +264,16 @@ class CutOff:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connected, name)
 
-    def sendall(self, message: bytes) -> None:
+    def send(self, message: bytes, flags: int) -> int:
         if self._what == "sent":
             self._what = ""
-            self._connected.sendall(message[: len(message) // 2])
+            self._connected.sendall(message[: len(message) // 2], flags)
             raise KeyboardInterrupt
-        self._connected.sendall(message)
+        count: int = self._connected.send(message, flags)
+        return count
 
-    def recv_into(self, buffer: memoryview) -> int:
-        count: int = self._connected.recv_into(buffer)
+    def recv_into(self, buffer: memoryview, size: int, flags: int) -> int:
+        count: int = self._connected.recv_into(buffer, size, flags)
         if self._what == "read":
             self._what = ""
             raise KeyboardInterrupt

@@ -16,7 +16,7 @@ import pytest
 from pynenc import InvocationNotFoundError, InvocationStatus, RunnerError
 from pynenc.client import launch
 from tests import tasks
-from tests.conftest import PROJECT, Finished, all_gone, own_processes, wait_until
+from tests.conftest import PROJECT, Finished, all_gone, own_processes, talking_script, wait_until
 
 TASKS = """
 import os, sys, time
@@ -279,3 +279,17 @@ def test_another_program_gets_all_of_the_outcomes_that_come_together(tmp_path: P
     gate.touch()
     assert process.communicate(timeout=30)[0] == "20\n"
     assert all(held.results)
+
+
+def test_a_script_ends_while_a_done_callback_waits(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tests.tasks import begin_and_wait_for\n"
+        "begin_and_wait_for('begun', 'go').add_done_callback(lambda done: print('too late'))\n"
+    )
+    with talking_script(tmp_path) as script:
+        try:
+            assert script.wait(40) == 0  # As in `run_python`: it bounds a failure.
+        finally:
+            (tmp_path / "go").touch()
+            script.kill()
+        assert script.communicate()[0] == ""
