@@ -139,7 +139,7 @@ class BaseInvocation(ABC, Generic[Params, Result]):
         """Have `callback(invocation)` called once, when the invocation has its final status.
 
         It is called in some thread of this process, at once when the status is final already. What it raises is
-        logged.
+        logged. When the script ends or closes the app before that, the call goes on, and nobody is left to call the callback.
         """
 
     @property

@@ -52,10 +52,17 @@ answers = []
 def ask(*_):
     try:
         answers.append(question())
-    finally:
+    except RunnerError:
+        # It came a moment before the main program slept. Where that sleeps, one of the next ones is answered.
+        signal.setitimer(signal.ITIMER_REAL, 0.005)
+        return
+    except BaseException:
         Path("answered").touch()
+        raise
+    Path("answered").touch()
 
 signal.signal(signal.SIGUSR1, ask)
+signal.signal(signal.SIGALRM, ask)
 group = ring.parallelize([(os.getpid(),)])
 invocation = group[0]
 """
@@ -192,8 +199,8 @@ def test_a_handler_raises_its_own_error_out_of_a_wait(run_python: Run) -> None:
 def question():
     raise TimeoutError("enough")
 
-Path("waiting").touch()
 try:
+    Path("waiting").touch()
     print(invocation.result)
 except TimeoutError as error:
     print(error)
