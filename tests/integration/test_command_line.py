@@ -73,7 +73,8 @@ def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPyth
     assert "runs already" in again.err
     pids = {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])}
     for _ in range(2):
-        assert pynenc(run_python, "run", "work.py") == (0, "adding\nwork [] 3\n", "")
+        # The file is not written again: workers that have imported it as it was would be replaced.
+        assert pynenc(run_python, "run", "work.py", files={}) == (0, "adding\nwork [] 3\n", "")
     assert {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])} == pids
     shown = pynenc(run_python, "status")
     assert "supervisor: pid" in shown.out
