@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from hashlib import sha256
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -44,6 +43,8 @@ def home() -> Home:
     path = getattr(sys.modules.get(MAIN), "__file__", None)
     if path is None:
         return Home(_NO_FILE, "")
+    from hashlib import sha256
+
     try:
         with open(path, "rb") as file:
             return Home(os.path.abspath(path), sha256(file.read()).hexdigest())
