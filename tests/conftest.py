@@ -139,6 +139,8 @@ def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
     marker = f"{os.getpid()}-{time.monotonic_ns()}"
     temporary = Path(tempfile.mkdtemp(prefix="pt-"))  # Short: sockets have short paths.
     monkeypatch.setenv("PYNENC_TEST_MARKER", marker)
+    # A module that a test edits within the second, to the same length, would be run as it was compiled before.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("PYNENC__STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("PYNENC__NUM_WORKERS", "2")
     monkeypatch.setenv("TMPDIR", str(temporary))
