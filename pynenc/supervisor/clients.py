@@ -28,7 +28,7 @@ from pynenc.supervisor.declarations import Declaration, declaration_from
 from pynenc.supervisor.delivery import Delivery
 from pynenc.supervisor.events import CallsWithdrawn, Ended, TaskDeclared, ThreadsWait
 from pynenc.supervisor.inbox import Inbox
-from pynenc.supervisor.loop import Frames, Loop, Peer
+from pynenc.supervisor.loop import Frames, Loop, Peer, close_all
 from pynenc.supervisor.orders import Orders
 from pynenc.supervisor.pool import Pool
 from pynenc.supervisor.questions import Questions
@@ -95,6 +95,8 @@ class Clients:
         peer.on_frames = self.frames_came
         peer.on_end = self._left
         peer.on_drained = self._delivery.caught_up
+        if is_worker and self._pool.of_pid(pid) is not None:
+            close_all(peer.descriptors)  # They are another client's, which nobody may hold open when that has left.
         if self._commits.why and not is_worker:
             text = f"nothing is committed just now, so this waits: {self._commits.why}"
             peer.send(json_frame(Kind.NOTICE, text=text))

@@ -95,6 +95,9 @@ class Orders:
     def _direct_output(self, worker: Worker, client_number: int) -> None:
         """Have what the worker prints from here on appear where the client's own output does."""
         client = self._clients.get(client_number)
+        if client is not None and client.is_worker and (parent := self._pool.of_pid(client.pid)) is not None:
+            client_number = parent.output_of  # Calls that calls make print where these do.
+            client = self._clients.get(client_number)
         wanted = client_number if client is not None else 0
         if worker.output_of != wanted:
             worker.output_of = wanted

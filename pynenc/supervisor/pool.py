@@ -185,6 +185,10 @@ class Pool:
         """Whether all workers have ended that are not needed any more; until then they may send what they have called."""
         return not self._retired
 
+    def of_pid(self, pid: int) -> Worker | None:
+        """The worker that is a process; None when it is none of them."""
+        return next((worker for worker in self.workers.values() if worker.pid == pid), None)
+
     def position_of(self, number: int) -> int:
         """Which call a worker runs, by its slot; 0 when it has died in this very turn."""
         worker = self.workers.get(number)

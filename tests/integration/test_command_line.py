@@ -86,6 +86,35 @@ def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPyth
     assert "no supervisor runs" in pynenc(run_python, "status").out
 
 
+NESTED = """
+from pynenc import Pynenc
+app = Pynenc("shown", config_values={"num_workers": 1})
+
+@app.task
+def inner(name):
+    print("inner of", name)
+    return name
+
+@app.task
+def outer(name):
+    return inner(name).result
+
+def main():
+    import sys
+    print(outer(sys.argv[1]).result)
+"""
+
+
+def test_what_calls_of_calls_print_goes_to_their_script_and_nobody_holds_that_open(run_python: RunPython) -> None:
+    """The worker stays connected as a client of its own when the first script has ended, whose output is read to its end."""
+    assert pynenc(run_python, "runner", "start", files={"nested.py": NESTED}).code == 0
+    for name in ("one", "two"):
+        shown = run_python({}, "-m", "pynenc", "run", "nested.py", name, timeout=20)
+        assert shown == (0, f"inner of {name}\n{name}\n", "")
+    assert pynenc(run_python, "runner", "stop", files={}).code == 0
+    wait_until(all_gone, "the supervisor has ended")
+
+
 def test_monitor_shows_what_happens_again_and_again(run_python: RunPython) -> None:
     assert pynenc(run_python, "runner", "start").code == 0
     assert pynenc(run_python, "run", "work.py").code == 0
