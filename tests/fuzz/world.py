@@ -104,6 +104,9 @@ class FakePool:
     def kill(self, number: int) -> None:
         self.killed.add(number)
 
+    def of_pid(self, pid: int) -> Worker | None:
+        return next((worker for worker in self.workers.values() if worker.pid == pid), None)
+
     def position_of(self, number: int) -> int:
         worker = self.workers.get(number)
         return worker.slot.position if worker is not None else 0
