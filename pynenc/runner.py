@@ -77,9 +77,8 @@ class Submission:
 
     def add_results(self, results: Results) -> None:
         """Take in results that were delivered; what is here already changes nothing."""
-        if (
-            results.first not in self.stretches
-        ):  # Here nothing is called, so no signal handler sees one without the other.
+        # Here nothing is called, so no signal handler sees one without the other.
+        if results.first not in self.stretches:
             self.stretches[results.first] = results
             self.unfinished -= results.stop - results.first
 

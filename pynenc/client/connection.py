@@ -279,10 +279,8 @@ class Connection:
         """Whether an error is the socket's, and not one that a signal handler has raised, such as a `TimeoutError` of an alarm."""
         if not isinstance(error, OSError) or (error.errno is None and self._socket.gettimeout() is None):
             return False
-        if error.errno in (
-            errno.EBADF,
-            errno.ENOTSOCK,
-        ):  # The script has closed all descriptors; those may be its own by now.
+        if error.errno in (errno.EBADF, errno.ENOTSOCK):
+            # The script has closed all descriptors; those may be its own by now.
             self._socket.detach()
             self._turn.abandon()
         return True

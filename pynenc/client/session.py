@@ -536,9 +536,8 @@ class Session:
             self._handover.are_committed(numbers_from(body, MAX_BATCH))
         elif kind == Kind.SYNCED:
             number = number_from(body)
-            if (
-                number > self._synced
-            ):  # Nothing is called between look and change: so no signal handler comes in between.
+            # Nothing is called between look and change: so no signal handler comes in between.
+            if number > self._synced:
                 self._synced = number
         elif kind == Kind.NOTICE:
             self._the_app().logger.warning("%s", json_from(body).get("text"))

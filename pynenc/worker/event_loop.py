@@ -124,9 +124,8 @@ class EventLoop:
                     loop._run_once()
                 except (SystemExit, KeyboardInterrupt) as error:
                     self._go_on_after(error)
-                loop._stopping = (
-                    False  # A coroutine on top has called `stop`, which is no business of the one that waits.
-                )
+                # A coroutine on top may have called `stop`, which is no business of the one that waits.
+                loop._stopping = False
         finally:
             self.turns -= 1
             _change_recursion_limit(-TURN_FRAMES)
