@@ -30,6 +30,15 @@ GONE_S = 20.0
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+_OTHERS = frozenset(psutil.process_iter())
+"""What ran before any test did, threads of the kernel above all: it costs too much to look at all of it at each test's end."""
+
+
+def pytest_collection_finish() -> None:
+    """What pytest itself keeps is no rubbish: it is not gone through again whenever a test looks for open descriptors."""
+    gc.collect()
+    gc.freeze()
+
 
 class Finished(NamedTuple):
     """A program that has run."""
@@ -84,6 +93,8 @@ def own_processes(marker: str) -> list[psutil.Process]:
     """Processes of pynenc that this test started, found by the environment variable that marks them."""
     found = []
     for process in psutil.process_iter():
+        if process in _OTHERS:
+            continue
         try:
             ours = process.pid != os.getpid() and process.environ().get("PYNENC_TEST_MARKER") == marker
             if ours and process.status() != psutil.STATUS_ZOMBIE:
