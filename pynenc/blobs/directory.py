@@ -88,6 +88,20 @@ class BlobDirectory:
         """
         os.makedirs(self.files, mode=0o700, exist_ok=True)
 
+    def open_new_file(self, path: str) -> int:
+        """A file in the directory of the files, to write, which is made if need be.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        self.make_files()
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:  # Somebody has just found the directory empty and taken it away.
+            self.make_files()
+            return os.open(path, flags, 0o600)
+
     def path_in_memory(self, name: bytes) -> str:
         """Where a blob lies in shared memory."""
         return os.path.join(self.memory, name.hex())
@@ -198,12 +212,15 @@ class BlobDirectory:
         return sorted(found)
 
     def remove(self, names: Iterable[bytes]) -> None:
-        """Take blobs away, and warm segments if no writer lives that could use them: there is no supervisor."""
+        """Take blobs away, and warm segments if no writer lives that could use them: no supervisor answers.
+
+        It may be about to end all the same, and move to files what is to outlive it: what moves is left to it.
+        """
         for name in names:
             _unlink(self.path_in_memory(name))
             _unlink(self.path_in_files(name))
         if not self.living_writers():
-            self.remove_leftovers()
+            self._remove_segments()
             self.remove_empty()
 
     def remove_all(self, living: Container[bytes] = ()) -> None:
@@ -223,12 +240,15 @@ class BlobDirectory:
 
     def remove_leftovers(self) -> None:
         """Take away what only a supervisor that is dead was still to free."""
-        for entry in _entries(self.memory):
-            if _kind_of(entry) in ("gone", "free"):
-                _unlink(os.path.join(self.memory, entry))
+        self._remove_segments()
         for entry in _entries(self.files):
             if _kind_of(entry) == "moving":
                 _unlink(os.path.join(self.files, entry))
+
+    def _remove_segments(self) -> None:
+        for entry in _entries(self.memory):
+            if _kind_of(entry) in ("gone", "free"):
+                _unlink(os.path.join(self.memory, entry))
 
     def sizes(self) -> tuple[int, int]:
         """The bytes of all blobs in shared memory, warm segments included, and in files."""
@@ -259,11 +279,10 @@ class BlobDirectory:
             source = os.open(self.path_in_memory(name), os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        self.make_files()
         path = self.path_in_files(name)
         fresh = f"{path}.new"
         try:
-            target = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            target = self.open_new_file(fresh)
             try:
                 _copy(source, target)
             finally:

@@ -103,7 +103,7 @@ class Writer:
         if not self._claim(path, buffer.nbytes) and not self._make_room(buffer.nbytes):
             return False
         try:
-            _write(path, buffer)
+            _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), buffer)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -147,18 +147,16 @@ class Writer:
                 f"{self._budget_bytes:,}",
                 self._directory.files,
             )
-        self._directory.make_files()
         path = self._directory.path_in_files(name)
         try:
-            _write(path, buffer)
+            _write(self._directory.open_new_file(path), buffer)
         except OSError:
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise
 
 
-def _write(path: str, buffer: memoryview) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+def _write(fd: int, buffer: memoryview) -> None:
     try:
         at = 0
         while at < buffer.nbytes:

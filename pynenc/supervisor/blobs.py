@@ -312,5 +312,5 @@ class Blobs:
             import logging
 
             logging.getLogger("pynenc.blobs").error(
-                "a large result is lost, since it finds no room in files: %s", error
+                "a large value is lost, since it could not be moved to a file: %s", error
             )

@@ -136,14 +136,13 @@ def test_a_stopped_worker_is_killed_when_the_time_of_its_call_is_over() -> None:
 
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_others_take_over_what_a_stopped_worker_has_not_begun(seconds: float, tmp_path: Path) -> None:
-    gate, quick = tmp_path / "gate", tmp_path / "quick"
-    quick.touch()
-    assert list(tasks.wait_for.parallelize([(str(quick),)] * 400).results)  # So that leases hold several calls.
+    gate = tmp_path / "gate"
+    assert list(tasks.add.parallelize([(x, 1) for x in range(400)]).results)  # So that leases hold several calls.
     held = tasks.wait_for(str(gate))
-    behind = tasks.wait_for.parallelize([(str(quick),)] * 300)
+    behind = tasks.add.parallelize([(x, 1) for x in range(300)])
     with stopped(running_worker(tasks.wait_for.task_id)):
         gate.touch()
-        assert list(behind.results) == [str(quick)] * 300
+        assert list(behind.results) == list(range(1, 301))
         calls_go_on_for(seconds)
         assert held.status is InvocationStatus.RUNNING
     assert held.get(30) == str(gate)

@@ -355,6 +355,32 @@ def test_a_blob_keeps_its_name_when_it_moves(place: BlobDirectory, writer: Write
     assert not list(place.blobs())
 
 
+def test_a_client_that_leaves_harms_nothing_that_moves_to_files_just_then(
+    place: BlobDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor ends at once, and the script with it: each takes away what nobody needs."""
+    writer = Writer(place, 1 << 30)
+    reference = writer.write(memoryview(LARGE))
+    copy, make_files = directory._copy, place.make_files
+
+    def leave_while_copying(source: int, target: int) -> None:
+        copy(source, target)
+        writer.close()
+        place.remove([])
+
+    def leave_before_copying() -> None:
+        make_files()
+        place.remove([])
+        monkeypatch.setattr(place, "make_files", make_files)
+
+    monkeypatch.setattr(directory, "_copy", leave_while_copying)
+    monkeypatch.setattr(place, "make_files", leave_before_copying)
+    assert place.copy_to_files(reference.name)
+    assert place.leave_memory(reference.name)
+    assert Path(place.path_in_files(reference.name)).read_bytes() == LARGE
+    place.free(reference.name)
+
+
 def test_a_forked_child_writes_under_its_own_name(place: BlobDirectory, writer: Writer) -> None:
     writer.write(memoryview(LARGE))
     child = os.fork()
