@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from pynenc.named_tuples import NamedTuple
 
 
 class Running(Protocol):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from itertools import islice, starmap
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from pynenc import context
 from pynenc.exceptions import (
@@ -23,6 +23,7 @@ from pynenc.exceptions import (
     WorkerMemoryError,
     WorkerTraceback,
 )
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE, Failure
 from pynenc.protocol.slots import CUT_FROM, CUT_TO, POSITION, STARTED, Slot
 from pynenc.serializer import SCALARS, Frozen, Referring, dumps, loads

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.extras import Dependency, Extras, dependencies_column
 from pynenc.serializer import Frozen
 

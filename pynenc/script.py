@@ -12,8 +12,10 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
+
+from pynenc.named_tuples import NamedTuple
 
 MAIN = "__main__"
 

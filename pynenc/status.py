@@ -6,9 +6,9 @@ Whoever writes down a change asks `check_change`; the page docs/statuses.md and 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
 
 from pynenc.exceptions import InvocationStatusTransitionError
+from pynenc.named_tuples import NamedTuple
 
 
 class InvocationStatus(StrEnum):

@@ -21,7 +21,8 @@ import os
 import signal
 import stat
 from collections.abc import Container, Iterable, Iterator
-from typing import NamedTuple
+
+from pynenc.named_tuples import NamedTuple
 
 SHARED_MEMORY = "/dev/shm"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct
-from typing import NamedTuple
 
 from pynenc.blobs.directory import NAME_BYTES
 from pynenc.exceptions import ProtocolError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.extras import BLOB_BYTES
 from pynenc.protocol.messages import REFERRING, Results, is_payload
 

@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.exceptions import asked_in_handler
+from pynenc.named_tuples import NamedTuple
 from pynenc.prepared import PreparedCall, extras_of
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing

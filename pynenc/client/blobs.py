@@ -6,7 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.blobs.budget import memory_budget
@@ -17,6 +17,7 @@ from pynenc.blobs.references import Reference, to_column
 from pynenc.blobs.writing import Writer
 from pynenc.conf.config_blobs import ConfigBlobs
 from pynenc.exceptions import StateBackendError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind, numbers_frame
 from pynenc.serializer import Frozen, Referring

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hmac
 import json
 import os
 import socket
@@ -26,7 +25,7 @@ from pynenc.client.launch import connect
 from pynenc.client.lost import anew
 from pynenc.client.reading import ReadingTurn
 from pynenc.exceptions import ProtocolError, RunnerError, SupervisorLostError, asked_in_handler
-from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, prove
+from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, is_proof, prove
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.protocol.run_file import Address
@@ -306,7 +305,7 @@ class Connection:
             outputs = [fd if _is_open(fd) else nowhere.fileno() for fd in (1, 2)]
             socket.send_fds(self._socket, [proof], outputs)
         welcome = self._next_frame(Kind.WELCOME)
-        if not hmac.compare_digest(welcome[:PROOF_BYTES], prove(key, mine, b"supervisor")):
+        if not is_proof(welcome[:PROOF_BYTES], key, mine, b"supervisor"):
             raise ProtocolError("whoever listens at the supervisor's address does not know its key")
         answer = json_from(welcome[PROOF_BYTES:])
         self.python = answer.get("python")

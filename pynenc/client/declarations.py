@@ -10,8 +10,9 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.extras import GONE
 from pynenc.protocol.messages import Kind, json_frame
 from pynenc.system.boot import texts_of_path

@@ -14,9 +14,10 @@ import select
 import socket
 import stat
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol import run_file
 from pynenc.protocol.run_file import Address
 from pynenc.system.boot import Started, boot_path, start_module

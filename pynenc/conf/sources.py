@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pynenc.conf.field import Field
 from pynenc.exceptions import ConfigError
+from pynenc.named_tuples import NamedTuple
 
 PREFIX = "PYNENC__"
 FILEPATH_VARIABLE = "PYNENC__FILEPATH"

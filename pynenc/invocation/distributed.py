@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pynenc import context
 from pynenc.dependencies import result_of, results_of
@@ -23,6 +23,7 @@ from pynenc.invocation.base_invocation import (
     StatusChange,
     by_id,
 )
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import Ending, Results, invocation_number
 from pynenc.runner import MISSING, STATUS_OF_ENDING, RemoteRunner, Submission
 from pynenc.serializer import unpack

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from struct import Struct, error
-from typing import NamedTuple
 
 from pynenc.exceptions import ProtocolError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import MAX_BATCH, MAX_BATCH_CALLS, MAX_INVOCATION
 
 KEY_BYTES = 16

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from enum import IntEnum
 from math import isfinite
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from pynenc.exceptions import ProtocolError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.frames import frame
 
 VERSION = 2

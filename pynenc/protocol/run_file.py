@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.system.descriptors import open_private
 
 

@@ -11,9 +11,9 @@ import itertools
 import os
 import sqlite3
 import time
-from typing import NamedTuple
 
 from pynenc.exceptions import StateBackendError
+from pynenc.named_tuples import NamedTuple
 from pynenc.state_backend import migrations
 from pynenc.state_backend.faults import Fault, explained
 

@@ -6,9 +6,10 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pynenc.exceptions import StateBackendError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import INDEX_BITS, NOT_RETRIABLE, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import migrations, queries
 from pynenc.state_backend.faults import explained

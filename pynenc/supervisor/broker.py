@@ -11,8 +11,8 @@ from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import MAX_BATCH_CALLS
 
 SHORT = 64

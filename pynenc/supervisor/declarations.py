@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from pynenc.exceptions import ProtocolError
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.fields import Fields
 from pynenc.supervisor.events import TaskOptions
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.status import InvocationStatus
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any, NoReturn
 
 from pynenc.supervisor.fork_server import ForkServerProcess
+from pynenc.system.boot import all_is_imported
 from pynenc.system.lock import FileLock
 
 WORKERS_END_S = 10.0
@@ -30,6 +31,7 @@ def main(settings: dict[str, Any]) -> None:
     os.umask(0o077)  # Of this process alone: tasks make files as their users want them.
     from pynenc.supervisor.service import serve
 
+    all_is_imported()
     serve(settings, fork_server)
 
 

@@ -6,8 +6,7 @@ comes.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.messages import Batch, slice_payload
 from pynenc.state_backend.store import Store
 

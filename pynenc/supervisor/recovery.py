@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, Failure, Results, split_number
 from pynenc.state_backend.reader import TaskCounts

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import NamedTuple
 
 from pynenc.blobs.references import Reference
+from pynenc.named_tuples import NamedTuple
 
 
 class Kind(IntEnum):

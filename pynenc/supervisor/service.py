@@ -7,7 +7,6 @@ the pipe that the client reads.
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any
 from pynenc.blobs.directory import BlobDirectory
 from pynenc.exceptions import ProtocolError, PynencError, RunnerError, StateBackendError
 from pynenc.protocol import run_file
-from pynenc.protocol.authentication import prove
+from pynenc.protocol.authentication import is_proof, prove
 from pynenc.protocol.fields import Fields
 from pynenc.protocol.frames import MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame
@@ -341,7 +340,7 @@ class Supervisor:
             if kind != Kind.PROOF or len(body) < 96:
                 raise ProtocolError("a client began with something else than a proof")
             challenge, proof = body[:32], body[32:96]
-            if not hmac.compare_digest(proof, prove(self._key, peer.role, b"client")):
+            if not is_proof(proof, self._key, peer.role, b"client"):
                 raise ProtocolError("a client does not know the key")
             fields = Fields.of("a proof", body[96:])
             version, pid, is_worker = fields.integer("version"), fields.integer("pid"), fields.flag("is_worker")

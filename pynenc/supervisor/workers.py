@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from pynenc.exceptions import ProtocolError
 from pynenc.protocol.messages import REFERRING, Failure, Kind, Pause, Results, is_of_worker, number_from
 from pynenc.supervisor.blobs import Blobs
@@ -65,8 +63,10 @@ class Workers:
                 failure = Failure.from_body(body)
                 if failure.worker != number or failure.stop != failure.first + 1 or not is_of_worker(failure):
                     raise ProtocolError(f"a failure of worker {failure.worker}, ending {failure.ending}")
+                from random import random  # Most supervisors end without a failure, and begin sooner without.
+
                 took = failure.ended - failure.started
-                failed = CallFailed(number, failure.batch, failure.first, took, failure.retry_s, random.random())
+                failed = CallFailed(number, failure.batch, failure.first, took, failure.retry_s, random())
                 self._inbox.add(failed, failure)
             elif kind == Kind.CUT:
                 self._inbox.add(CutReached(number, number_from(body)))

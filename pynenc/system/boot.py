@@ -6,24 +6,25 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from pynenc.exceptions import RunnerError
 from pynenc.system.descriptors import lifted
 
 _PROGRAM = (
-    "import json, os, sys; settings = json.load(sys.stdin.buffer); "
+    "import gc; gc.disable(); import json, os, sys; settings = json.load(sys.stdin.buffer); "
     "settings['new_session'] and os.setsid(); "
     "[os.set_inheritable(fd, False) for fd in settings['pass_fds']]; "
     "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
-    "from importlib import import_module; import_module(sys.argv[1]).main(settings)"
+    "from pynenc.system.boot import run; run(sys.argv[1], settings)"
 )
-
 
 _SWITCHES = {
     "debug": "-d",
@@ -138,10 +139,7 @@ def fork_module(
 
 
 def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], environment: Mapping[str, str]) -> NoReturn:
-    code = 1
-    try:
-        from importlib import import_module
-
+    def main() -> None:
         # Whoever waits for the end of a pipe of the parent's must not wait for this process.
         for fd in [int(name) for name in os.listdir("/dev/fd")]:
             if fd > 2 and fd not in pass_fds:
@@ -149,8 +147,27 @@ def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], envi
                     os.close(fd)
         os.environ.update(environment)
         import_module(module).main(settings)
+
+    end_with(main)
+
+
+def run(module: str, settings: dict[str, Any]) -> NoReturn:
+    """All that a new interpreter does: `module.main(settings)`."""
+    end_with(lambda: import_module(module).main(settings))
+
+
+def end_with(main: Callable[[], object]) -> NoReturn:
+    """The last that this process does. What it leaves in memory is not taken down piece by piece, which would take 10 ms.
+
+    In a fork nothing may go back into the parent's code, whatever is raised.
+    """
+    code: Any = 1
+    try:
+        main()
         code = 0
-    except BaseException:  # a process's main: nothing may go back into the parent's code
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:  # see above
         import traceback
 
         traceback.print_exc()
@@ -158,7 +175,13 @@ def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], envi
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def all_is_imported() -> None:
+    """Look for garbage from now on, but not among what was imported: it stays, and forked processes share its memory."""
+    gc.freeze()
+    gc.enable()
 
 
 def boot_path() -> list[str]:

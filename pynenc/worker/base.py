@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from pynenc import context, execution
 from pynenc.blobs.freezing import Freezer
@@ -19,6 +19,7 @@ from pynenc.blobs.references import refers
 from pynenc.conf.config_task import APP, APP_MAKER, options_from_json
 from pynenc.exceptions import RunnerError
 from pynenc.module_paths import found_by_path
+from pynenc.named_tuples import NamedTuple
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, Lease, bytes_from, json_from, number_from
 from pynenc.protocol.recent import Recent

@@ -7,7 +7,6 @@ memory. It imports no user code. It ends, and its workers with it, when the supe
 from __future__ import annotations
 
 import contextlib
-import gc
 import mmap
 import os
 import select
@@ -15,12 +14,13 @@ import signal
 import socket
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from pynenc.conf.classes import config_classes
 from pynenc.protocol.frames import READ_BYTES, FrameReader
 from pynenc.protocol.messages import Kind, json_frame, json_from, number_from
 from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
+from pynenc.system.boot import all_is_imported, end_with
 from pynenc.system.parent import die_with_parent
 from pynenc.worker import main as worker_main
 
@@ -79,9 +79,8 @@ class ForkServer:
         self._workers[pid] = number
         self._tell(Kind.SPAWNED, worker=number, pid=pid)
 
-    def _become_worker(self, parent: int, number: int, slot: int, connection: int, concurrent: bool) -> None:
-        code = 1
-        try:
+    def _become_worker(self, parent: int, number: int, slot: int, connection: int, concurrent: bool) -> NoReturn:
+        def main() -> None:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -92,16 +91,8 @@ class ForkServer:
             die_with_parent(parent)
             os.setpgid(0, 0)  # A signal to the process group, as of a shell's `kill 0`, is the call's own business.
             worker_main.main(self._settings, number, slot, connection, self._memory, concurrent)
-            code = 0
-        except BaseException:  # the process's main: nothing may go back into the fork server's code
-            import traceback
 
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+        end_with(main)
 
     def _reap(self) -> None:
         while self._workers:
@@ -145,5 +136,5 @@ def main(settings: dict[str, Any]) -> None:
     for name in TASKS_IMPORT:
         import_module(name)
     config_classes()
-    gc.freeze()  # Forked workers then leave these objects' pages shared.
+    all_is_imported()
     ForkServer(settings).serve()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.system.origins import Origin, from_texts, origins, state_of
 
 

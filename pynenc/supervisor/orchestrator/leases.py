@@ -7,8 +7,8 @@ position, says how far it is. One that runs many calls at once begins them in th
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
+from pynenc.named_tuples import NamedTuple
 from pynenc.supervisor.broker import Range
 from pynenc.supervisor.events import Ended
 
