@@ -7,13 +7,15 @@ the supervisor. Where the arguments are only looked at, the invocation does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.exceptions import DependencyError
 from pynenc.protocol.messages import Packing, Results, format_invocation_id, invocation_number, split_number
 from pynenc.serializer import frozen_rows, loads, unpack
-from pynenc.state_backend import StateBackend
+
+if TYPE_CHECKING:
+    from pynenc.state_backend import StateBackend
 
 KEEP_BATCHES = 64
 """The results of so many batches are kept for calls to come."""
@@ -71,6 +73,8 @@ def _stretch_at(batch: int, index: int) -> tuple[Results, list[Any]] | None:
 
 def _read(batch: int) -> None:
     assert context.worker_of is not None, "dependencies are resolved where calls run"
+    from pynenc.state_backend import StateBackend  # Brings SQLite, which most processes that import this never need.
+
     path = context.worker_of.database
     backend = _backends.get(path) or _backends.setdefault(path, StateBackend(path))
     results, _ = backend.outcomes_of(batch)

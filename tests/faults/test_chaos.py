@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import examples
 from tests.chaos import workload
 from tests.chaos.driver import ENOUGH, run
 
@@ -13,7 +14,7 @@ SECONDS = 5.0
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 1 + examples(2)))
 def test_chaos(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(workload.LEDGER, str(tmp_path / "ledger"))
     summary = run(tmp_path, SECONDS, seed)

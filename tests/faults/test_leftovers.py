@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from pynenc.client.launch import paths_of
-from tests import tasks
+from tests import examples, tasks
 from tests.conftest import PROJECT, all_gone, own_processes, wait_until
 
 KEPT = {".gitignore", "tests.db", "tests.lock", "tests.log", "tests.workers"}
@@ -47,7 +47,7 @@ def state_files() -> set[str]:
     return {path.name for path in Path(tasks.app.conf.state_path).iterdir()}
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", range(1, 1 + examples(2)))
 def test_the_next_clean_run_leaves_nothing_of_what_power_cuts_left(seed: int) -> None:
     chance, killed = random.Random(seed), 0
     for _ in range(6):

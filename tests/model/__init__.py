@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says how busy this machine is, and the first one of a fresh machine makes tables of Unicode.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
-
-PARTS = int(os.environ.get("EXAMPLES_DIVIDED_BY", "1"))
-
-
-def examples(count: int) -> int:
-    """How many examples to try: fewer where the same tests run on another Python already, since no rule depends on that."""
-    return count // PARTS

@@ -20,7 +20,7 @@ from pynenc.blobs.writing import Writer
 from pynenc.protocol.messages import Packing, Results, invocation_number, rows_payload
 from pynenc.state_backend.store import Store
 from pynenc.supervisor.blobs import Blobs
-from tests.model import examples
+from tests import examples
 
 SIZE = 4096
 WRITERS = 3

@@ -63,7 +63,7 @@ from pynenc.supervisor.events import (
     WorkerUnfit,
 )
 from pynenc.supervisor.orchestrator import Orchestrator
-from tests.model import examples
+from tests import examples
 
 NO_CUT = 1 << 60
 

@@ -19,7 +19,7 @@ from pynenc.supervisor.broker import Broker, Order, Range
 from pynenc.supervisor.events import BatchArrived, BatchesShelved, CallsWithdrawn, Ended, TaskDeclared, TaskOptions
 from pynenc.supervisor.orchestrator import Orchestrator
 from pynenc.supervisor.orchestrator.concurrency import KeyHolders
-from tests.model import examples
+from tests import examples
 
 ALL = 1 << 20
 BOUNDS = st.tuples(st.integers(0, 9), st.integers(1, 10)).filter(lambda bounds: bounds[0] < bounds[1]) | st.just(
