@@ -349,16 +349,9 @@ class Pynenc:
     @cached_property
     def state_backend(self) -> StateBackend:
         """Reads what is stored about invocations."""
-        from pynenc.state_backend import (
-            StateBackend,  # Brings SQLite, which a script that only calls tasks never needs.
-        )
-
-        return StateBackend(self.database_path())
-
-    def database_path(self) -> str:
-        """Where what is stored lies."""
         from pynenc import context
         from pynenc.client.launch import check_state_dir, paths_of
+        from pynenc.state_backend import StateBackend
 
         inside = context.own_supervisor(self.app_id)
         if inside is not None:
@@ -367,7 +360,7 @@ class Pynenc:
             check_state_dir(self.conf.state_path)
             database = paths_of(self.conf.state_path, self.app_id).database
         context.databases[database] = None
-        return database
+        return StateBackend(database)
 
     def use_database(self, path: str) -> None:
         """Read what is stored there from now on; the runner has connected to its supervisor."""

@@ -236,6 +236,8 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
     finally:
         os.close(theirs)
     try:
+        import pynenc.state_backend  # noqa: F401  # It is needed soon, and brings SQLite; the supervisor starts meanwhile.
+
         with open(ready) as pipe:
             poll = select.poll()  # select(2) knows no descriptors above 1023.
             poll.register(pipe, select.POLLIN)

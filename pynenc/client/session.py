@@ -312,7 +312,7 @@ class Session:
     def _greet(self, connected: Any, address: Address) -> None:
         self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
         self._handover.numbers.append(self._connection.client)
-        self._the_app().database_path()  # Blobs are looked for beside it.
+        context.databases[self._the_app().state_backend.path] = None
         self._number_batches(self._connection.client)
         if self._blobs is not None:
             self._blobs.hold_again()

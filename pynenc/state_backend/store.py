@@ -227,10 +227,11 @@ class Store:
             self._max_log_bytes = min(MAX_LOG_BYTES, max_bytes // 8)
         return Retention(self._connection, self.path, seconds, max_bytes, self._last_before, blobs)
 
-    def mind_the_log(self) -> None:
-        """Move the log into the database if something else than a commit has made it long."""
-        if size_of(f"{self.path}-wal") > self._checkpoint_bytes:
-            self._start_checkpoint()
+    def mind_the_log(self) -> bool:
+        """Move the log into the database if something else than a commit has made it long; whether that is to be tried again."""
+        if size_of(f"{self.path}-wal") <= self._checkpoint_bytes:
+            return False
+        return not self._start_checkpoint() or size_of(f"{self.path}-wal") > self._max_log_bytes
 
     def make_room(self) -> None:
         """Move the log into the database and make it empty, as far as that goes: a full disk may have room again then."""
@@ -400,15 +401,17 @@ class Store:
         except sqlite3.Error as error:
             raise explained(self.path, "cannot be read", error) from error
 
-    def _start_checkpoint(self) -> None:
+    def _start_checkpoint(self) -> bool:
+        """Begin to move the log into the database, or do it if it is too long to wait; False when that is under way already."""
         if self._checkpoint is not None and self._checkpoint.is_alive():
-            return
+            return False
         self._written = 0
         if size_of(f"{self.path}-wal") > self._max_log_bytes:
             self.make_room()
-            return
+            return True
         self._checkpoint = threading.Thread(target=_checkpoint, args=(self.path,), name="pynenc-checkpoint")
         self._checkpoint.start()
+        return True
 
 
 def _checkpoint(path: str) -> None:

@@ -57,6 +57,7 @@ class Upkeep:
         self._retention = store.retention(retention_s, max_bytes, blobs)
         self._seen_commits = 0
         self._due = 0.0
+        self._is_hindered = False
         self._told = ""
 
     def begin(self) -> None:
@@ -84,16 +85,18 @@ class Upkeep:
         if self._step():
             self._loop.call_in(0 if self._retention.is_behind() else PAUSE_S, self._go_on)
             return
-        next_due = self._retention.next_due(time.time())
+        next_due = 0.0 if self._is_hindered else self._retention.next_due(time.time())
         self._due = float("inf") if next_due is None else time.monotonic() + next_due
         self._loop.call_in(BUSY_S, self._look)
 
     def _step(self) -> bool:
+        """Do a little; whether there is more to do just now."""
+        self._is_hindered = True
         if self._turn.commits.held_back:
             return False
         try:
             more = self._retention.step(time.time(), self._turn.needed_batches(), STEP_S)
-            self._store.mind_the_log()
+            self._is_hindered = self._store.mind_the_log()
             return more
         except StateBackendError as error:
             if error.fault in LASTING:

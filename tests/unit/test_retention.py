@@ -26,6 +26,8 @@ from pynenc.state_backend import queries
 from pynenc.state_backend.migrations import SCHEMA_VERSION
 from pynenc.state_backend.retention import Retention
 from pynenc.state_backend.store import Store
+from pynenc.supervisor.upkeep import Upkeep
+from tests.conftest import wait_until
 
 DAY_S = 86400.0
 MIB = 1 << 20
@@ -270,6 +272,65 @@ def test_a_failed_step_forgets_nothing_and_begins_anew(store: Store, tmp_path: P
     other.close()
     forget(retention, DAY_S)
     assert batches(store) == []
+
+
+class Later:
+    """A loop that has been asked to call something."""
+
+    def call_in(self, _: float, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def go_on(self, times: int) -> None:
+        for _ in range(times):
+            self.call()
+
+
+class Idle:
+    """A supervisor that has nothing to do."""
+
+    held_back = False
+
+    @property
+    def commits(self) -> Idle:
+        return self
+
+    def needed_batches(self) -> Callable[[int], bool]:
+        return lambda batch: False
+
+
+@pytest.mark.parametrize("hindrance", ["a reader", "a writer", "a full disk"])
+def test_what_was_hindered_is_done_later_also_when_nobody_calls_anything(
+    store: Store, tmp_path: Path, hindrance: str
+) -> None:
+    later, idle = Later(), Idle()
+    upkeep = Upkeep(later, store, idle, NoLargeResults(), None, MIB)  # type: ignore[arg-type]
+    first = first_batch_of(store.add_client(1))
+    for number in range(first, first + 30):
+        add(store, number, 0.0, payload=os.urandom(50_000))
+        store.commit()
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    if hindrance == "a full disk":
+        idle.held_back = True
+    else:
+        other.execute("BEGIN IMMEDIATE" if hindrance == "a writer" else "BEGIN")
+        other.execute("SELECT COUNT(*) FROM batches").fetchone()
+    upkeep.begin()
+    later.go_on(20)
+
+    def is_small() -> bool:
+        return (tmp_path / "state.db-wal").stat().st_size <= MIB / 8 and (tmp_path / "state.db").stat().st_size < MIB
+
+    assert not is_small()
+    other.rollback()
+    other.close()
+    idle.held_back = False
+
+    def has_ended() -> bool:
+        later.go_on(1)
+        return upkeep._due == float("inf")
+
+    wait_until(has_ended, "nothing more is to be done")
+    wait_until(is_small, "a thread moves the log")
 
 
 def test_a_week_of_work_does_not_let_the_database_grow_without_bound(tmp_path: Path) -> None:
