@@ -52,6 +52,10 @@ def interpreter_flags() -> list[str]:
     ]
 
 
+_unreaped: set[int] = set()
+"""The interpreters that were started here, as far as nobody has taken their status."""
+
+
 class Started:
     """A child process."""
 
@@ -66,6 +70,7 @@ class Started:
 
     def wait(self) -> int | None:
         """Wait until it has ended; its status, as `os.waitpid` gives it, unless somebody else has taken that."""
+        _unreaped.discard(self.pid)
         with contextlib.suppress(ChildProcessError):
             return os.waitpid(self.pid, 0)[1]
         return None
@@ -97,6 +102,7 @@ def start_module(
     """
     if not sys.executable:
         raise RunnerError("no supervisor can be started: sys.executable does not say which interpreter runs here")
+    _reap()
     theirs, ours = map(lifted, os.pipe())
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
     if output is not None:
@@ -121,7 +127,19 @@ def start_module(
         os.close(theirs)
     with contextlib.suppress(BrokenPipeError), open(ours, "wb") as pipe:
         pipe.write(json.dumps({**settings, "new_session": new_session, "pass_fds": list(pass_fds)}).encode())
+    _unreaped.add(pid)
     return Started(pid)
+
+
+def _reap() -> None:
+    """Take the status of those that have ended: a script that starts one after the other would have as many zombies."""
+    for pid in list(_unreaped):
+        try:
+            has_ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:  # Somebody else has taken it, or this is a fork of whoever started it.
+            has_ended = True
+        if has_ended:
+            _unreaped.discard(pid)
 
 
 def fork_module(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pynenc.client.launch import paths_of
@@ -226,3 +227,15 @@ def test_nothing_runs_beside_a_supervisor_that_is_not_found(tmp_path: Path, run_
         lock.release()
     assert finished.code == 1
     assert "(pid 12345), or workers of it, are still there" in finished.err
+
+
+def test_a_script_that_starts_one_supervisor_after_the_other_has_no_zombies() -> None:
+    started = set()
+    for x in range(4):
+        assert tasks.add(x, 1).result == x + 1
+        started.add(supervisor().pid)
+        tasks.close()
+        wait_until(all_gone, "it has ended")
+    assert len(started) == 4
+    left = [child.pid for child in psutil.Process().children() if child.pid in started]
+    assert len(left) <= 1, "the last one is reaped when the next one starts"
