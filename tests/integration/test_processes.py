@@ -176,8 +176,8 @@ def test_an_idle_client_and_its_cluster_use_no_cpu() -> None:
         threading.Event().wait(0.5)  # The time over which the cluster is watched, not a wait for something.
         return [process.cpu_times()[:2] for process in processes] == before
 
-    # Times are counted in hundredths of a second, and one that had begun before may end in this half of one.
-    assert is_idle_for_a_while() or is_idle_for_a_while()
+    # Not at once: on a busy machine the second worker still begins, and what the supervisor does once a second counts as a hundredth.
+    wait_until(is_idle_for_a_while, "they use no processor time")
 
 
 def test_purge_forgets_everything_but_not_what_runs(tmp_path: Path) -> None:
