@@ -176,7 +176,7 @@ def test_an_idle_client_and_its_cluster_use_no_cpu() -> None:
         threading.Event().wait(0.5)  # The time over which the cluster is watched, not a wait for something.
         return [process.cpu_times()[:2] for process in processes] == before
 
-    # Not at once: on a busy machine the second worker still begins, and what the supervisor does once a second counts as a hundredth.
+    # Not at once: on a busy machine the second worker still begins, and what is done once a second counts as a hundredth.
     wait_until(is_idle_for_a_while, "they use no processor time")
 
 
