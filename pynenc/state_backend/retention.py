@@ -52,6 +52,9 @@ class Retention:
         max_bytes: How large the database and its log may be together; None for any size.
         last_client: The last client that an earlier supervisor knew.
         blobs: Where large results lie, beside the database; they go with their calls.
+
+    Attributes:
+        has_spared: Whether something stays that is due, because somebody needed it when it was looked at.
     """
 
     def __init__(
@@ -77,9 +80,11 @@ class Retention:
         self._scan_from: int | None = 0
         self._oldest: list[tuple[float, int]] = []
         self._kept_groups: set[int] = set()
+        self.has_spared = False
 
     def begin(self) -> None:
         """Look at everything anew with the next steps."""
+        self.has_spared = False
         self._scan_from = 0
         self._oldest.clear()
         self._kept_groups.clear()
@@ -172,7 +177,9 @@ class Retention:
 
     def _forget_oldest(self, now: float, is_needed: Callable[[int], bool]) -> None:
         _, batch = heapq.heappop(self._oldest)
-        if not is_needed(batch):
+        if is_needed(batch):
+            self.has_spared = True
+        else:
             self._forget(batch, now, is_needed)
         # Whether it is forgotten or has to stay, the next one of the same client is that one's oldest to look at.
         after = self._connection.execute(queries.OLDEST_BATCH, (batch + 1,)).fetchone()

@@ -85,9 +85,17 @@ class Upkeep:
         if self._step():
             self._loop.call_in(0 if self._retention.is_behind() else PAUSE_S, self._go_on)
             return
-        next_due = 0.0 if self._is_hindered else self._retention.next_due(time.time())
-        self._due = float("inf") if next_due is None else time.monotonic() + next_due
+        self._due = time.monotonic() + self._next_due()
         self._loop.call_in(BUSY_S, self._look)
+
+    def _next_due(self) -> float:
+        """In how many seconds there is more to do, although nothing is committed until then."""
+        if self._is_hindered:
+            return 0.0
+        next_due = self._retention.next_due(time.time())
+        if self._retention.has_spared:  # A client that takes its results later commits nothing.
+            return IDLE_S if next_due is None else min(IDLE_S, next_due)
+        return float("inf") if next_due is None else next_due
 
     def _step(self) -> bool:
         """Do a little; whether there is more to do just now."""

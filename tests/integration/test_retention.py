@@ -60,7 +60,7 @@ def test_the_database_stays_within_its_size_while_results_come(monkeypatch: pyte
     assert list(tasks.echo.parallelize([(value,) for value in values]).results) == values
     wait_until(lambda: is_purged(first.invocation_id), "the first is purged")
     log = database.with_name("tests.db-wal")
-    wait_until(lambda: database.stat().st_size + log.stat().st_size <= 4 * MIB, "it has got small")
+    wait_until(lambda: database.stat().st_size + log.stat().st_size <= 4 * MIB, "it has got small", 40)
     last = tasks.echo(b"last")
     assert last.result == b"last"
     tasks.close()

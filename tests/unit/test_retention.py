@@ -26,6 +26,7 @@ from pynenc.state_backend import queries
 from pynenc.state_backend.migrations import SCHEMA_VERSION
 from pynenc.state_backend.retention import Retention
 from pynenc.state_backend.store import Store
+from pynenc.supervisor import upkeep as upkeep_module
 from pynenc.supervisor.upkeep import Upkeep
 from tests.conftest import wait_until
 
@@ -289,18 +290,19 @@ class Idle:
     """A supervisor that has nothing to do."""
 
     held_back = False
+    needs_all = False
 
     @property
     def commits(self) -> Idle:
         return self
 
     def needed_batches(self) -> Callable[[int], bool]:
-        return lambda batch: False
+        return lambda batch: self.needs_all
 
 
-@pytest.mark.parametrize("hindrance", ["a reader", "a writer", "a full disk"])
+@pytest.mark.parametrize("hindrance", ["a reader", "a writer", "a full disk", "a slow client"])
 def test_what_was_hindered_is_done_later_also_when_nobody_calls_anything(
-    store: Store, tmp_path: Path, hindrance: str
+    store: Store, tmp_path: Path, hindrance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later, idle = Later(), Idle()
     upkeep = Upkeep(later, store, idle, NoLargeResults(), None, MIB)  # type: ignore[arg-type]
@@ -311,6 +313,9 @@ def test_what_was_hindered_is_done_later_also_when_nobody_calls_anything(
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
     if hindrance == "a full disk":
         idle.held_back = True
+    elif hindrance == "a slow client":
+        idle.needs_all = True
+        monkeypatch.setattr(upkeep_module, "IDLE_S", 0.05)
     else:
         other.execute("BEGIN IMMEDIATE" if hindrance == "a writer" else "BEGIN")
         other.execute("SELECT COUNT(*) FROM batches").fetchone()
@@ -323,7 +328,7 @@ def test_what_was_hindered_is_done_later_also_when_nobody_calls_anything(
     assert not is_small()
     other.rollback()
     other.close()
-    idle.held_back = False
+    idle.held_back = idle.needs_all = False
 
     def has_ended() -> bool:
         later.go_on(1)
