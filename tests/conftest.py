@@ -31,7 +31,7 @@ GONE_S = 20.0
 PROJECT = Path(__file__).resolve().parent.parent
 
 _OTHERS = frozenset(psutil.process_iter())
-"""What ran before any test did, threads of the kernel above all: it costs too much to look at all of it at each test's end."""
+"""What ran before any test did, this process among it, and threads of the kernel: too much to look at at each test's end."""
 
 
 def pytest_collection_finish() -> None:
@@ -96,7 +96,7 @@ def own_processes(marker: str) -> list[psutil.Process]:
         if process in _OTHERS:
             continue
         try:
-            ours = process.pid != os.getpid() and process.environ().get("PYNENC_TEST_MARKER") == marker
+            ours = process.environ().get("PYNENC_TEST_MARKER") == marker
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from pynenc.exceptions import RunnerError
 from pynenc.system.descriptors import lifted
+from pynenc.system.output import flush_output
 
 _PROGRAM = (
     "import gc; gc.disable(); import json, os, sys; settings = json.load(sys.stdin.buffer); "
@@ -179,21 +180,39 @@ def end_with(main: Callable[[], object]) -> NoReturn:
 
     In a fork nothing may go back into the parent's code, whatever is raised.
     """
-    code: Any = 1
+    error: BaseException | None = None
     try:
         main()
-        code = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:  # see above
+    except BaseException as raised:  # see above
+        error = raised
+    finally:
+        leave(error)
+
+
+def leave(error: BaseException | None) -> NoReturn:
+    """End this process at once as a script would: with the code of `SystemExit`, 0 after a return, 1 after what nobody caught."""
+    code = 1
+    try:
+        code = _code_of(error)
+        flush_output()
+    finally:
+        os._exit(code)
+
+
+def _code_of(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if not isinstance(error, SystemExit):
         import traceback
 
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        traceback.print_exception(error)
+        return 1
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    print(error.code, file=sys.stderr)
+    return 1
 
 
 def all_is_imported() -> None:

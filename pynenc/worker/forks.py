@@ -15,16 +15,14 @@ what any process may; that it waits for calls it tells over a connection of its 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pynenc import context
 from pynenc.exceptions import RunnerError
 from pynenc.protocol.messages import Kind, json_frame
-from pynenc.system.output import flush_output
+from pynenc.system.boot import leave
 
 _is_child = False
 
@@ -44,7 +42,7 @@ def end_child(error: BaseException | None = None) -> None:
         error: What the call raised; None when it returned.
     """
     if _is_child:
-        _end(error)
+        leave(error)
 
 
 def end_child_in_lease(error: BaseException) -> None:
@@ -53,33 +51,7 @@ def end_child_in_lease(error: BaseException) -> None:
         is_of_loop = (
             isinstance(error, ValueError) and error.__traceback__ is not None and not error.__traceback__.tb_next
         )
-        _end(None if is_of_loop else error)
-
-
-def _end(error: BaseException | None) -> NoReturn:
-    """Leave as a script would: with the code of `SystemExit`, 0 after a return, 1 after what nobody caught."""
-    code = 1
-    try:
-        code = _code_of(error)
-        flush_output()
-    finally:
-        os._exit(code)
-
-
-def _code_of(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    if not isinstance(error, SystemExit):
-        import traceback
-
-        traceback.print_exception(error)
-        return 1
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
-    print(error.code, file=sys.stderr)
-    return 1
+        leave(None if is_of_loop else error)
 
 
 class _Waits:

@@ -222,4 +222,4 @@ class Model(RuleBasedStateMachine):
 
 
 TestBlobs = Model.TestCase
-TestBlobs.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
+TestBlobs.settings = settings(max_examples=examples(60), stateful_step_count=40)

@@ -933,6 +933,4 @@ class Cluster(RuleBasedStateMachine):
 
 
 TestCluster = Cluster.TestCase
-TestCluster.settings = settings(
-    max_examples=examples(300), stateful_step_count=40, deadline=None, report_multiple_bugs=False
-)
+TestCluster.settings = settings(max_examples=examples(300), stateful_step_count=40, report_multiple_bugs=False)

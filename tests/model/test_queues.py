@@ -225,7 +225,7 @@ class KeysAgainstNaive(RuleBasedStateMachine):
 
 TestBroker = BrokerAgainstNaive.TestCase
 TestKeys = KeysAgainstNaive.TestCase
-TestBroker.settings = TestKeys.settings = settings(max_examples=examples(150), stateful_step_count=50, deadline=None)
+TestBroker.settings = TestKeys.settings = settings(max_examples=examples(150), stateful_step_count=50)
 
 
 # How much work it is. Not the time that it takes is looked at, but how many instructions are run.
