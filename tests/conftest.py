@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from tests import tasks
+from tests.sharing import SharedSupervisors
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that is no terminal's has what it starts in the background ignore it, and so would the scripts of these tests.
@@ -124,6 +125,13 @@ def supervisor() -> psutil.Process:
     return psutil.Process(report["pid"])
 
 
+def configure(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
+    """Set fields of the configuration, in capitals, for this test."""
+    for name, value in values.items():
+        monkeypatch.setenv(f"PYNENC__{name}", str(value))
+    tasks.use_fresh_configuration()
+
+
 def talking_script(directory: Path) -> subprocess.Popen[str]:
     """Run `script.py` of a directory, which is told what to do and tells what it does, line by line."""
     return subprocess.Popen(
@@ -141,12 +149,39 @@ def open_descriptors() -> int:
     return psutil.Process().num_fds()
 
 
+HAS_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note for the fixtures of a test whether it failed."""
+    report = yield
+    if report.failed:
+        item.stash[HAS_FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def shared_supervisors() -> Iterator[SharedSupervisors]:
+    """Those of the tests that are marked as sharing theirs."""
+    shared = SharedSupervisors()
+    yield shared
+    shared.end()
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run each test with a state directory and a temporary directory of its own, and see that nothing stays."""
+    """Run each test with a state directory and a temporary directory of its own, and see that nothing stays.
+
+    Tests that are marked with `shares_supervisor`, and not with `own_supervisor`, have one of several supervisors in common.
+    """
     if "unit" in request.node.nodeid.split("/")[1:2]:
         yield
         return
+    shared: SharedSupervisors | None = None
+    if request.node.get_closest_marker("shares_supervisor") and not request.node.get_closest_marker("own_supervisor"):
+        shared = request.getfixturevalue("shared_supervisors")
+        monkeypatch.setattr(tasks, "use_fresh_configuration", shared.use)
     marker = f"{os.getpid()}-{time.monotonic_ns()}"
     temporary = Path(tempfile.mkdtemp(prefix="pt-"))  # Short: sockets have short paths.
     monkeypatch.setenv("PYNENC_TEST_MARKER", marker)
@@ -167,7 +202,14 @@ def leaves_nothing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: 
         assert open_descriptors() <= before, "descriptors were left open"
         left = sorted(path.name for path in temporary.iterdir())
         assert not left, f"files were left in the temporary directory: {left}"
+        if shared is not None:
+            wait_until(lambda: not shared.left(), "calls and children of workers have ended")
+    except BaseException:
+        request.node.stash[HAS_FAILED] = True
+        raise
     finally:
+        if shared is not None and request.node.stash.get(HAS_FAILED, False):
+            shared.discard()
         for process in own_processes(marker):  # A test that failed may have calls that nobody will let go on.
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -18,7 +18,8 @@ POSITION, CUT_FROM, CUT_TO, STARTED, OVERDUE, DEADLINE = range(6)
 """Fields of a slot, eight bytes each: unsigned integers, and two times in monotonic seconds.
 
 STARTED is when the call started or a little earlier: a worker notes it when a lease begins and when it ships, so at
-least about every 10 ms between calls, and not for each call that is over in a microsecond.
+least about every 10 ms between calls, and not for each call that is over in a microsecond. While a module is imported
+for a call it lies ahead, so that the call has not run for any time yet.
 
 A worker that runs many calls at once begins them in the order of their positions, so POSITION is that of the last it has begun.
 Its other fields are about one of them: the call at position OVERDUE, begun at STARTED, has to be over at DEADLINE.

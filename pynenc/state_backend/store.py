@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -18,24 +17,18 @@ from pynenc.exceptions import StateBackendError
 from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
 from pynenc.protocol.messages import Batch, Failure, Results, invocation_number, split_number
 from pynenc.state_backend import queries, reader
+from pynenc.state_backend.checkpoints import Checkpoints
 from pynenc.state_backend.faults import Fault, explained
-from pynenc.state_backend.opening import existing, open_for_writing, set_aside, size_of
+from pynenc.state_backend.opening import open_for_writing, set_aside
 from pynenc.state_backend.retention import LargeResults, Retention
 from pynenc.state_backend.shelf import Shelf
 
-CHECKPOINT_BYTES = 32 << 20
-"""Move the write-ahead log into the database when it has grown by this much."""
-
-MAX_LOG_BYTES = 128 << 20
-"""A log of this size is moved at once, however busy the loop is."""
-
 
 class Store:
-    """One connection that writes, and one thread that moves the log into the database.
-
-    Checkpoints wait for the disk, so they run beside the loop, not in it.
+    """The connection that writes.
 
     Attributes:
+        checkpoints: Move the log into the database.
         shelf: What is not finished.
         set_aside: Under which name a damaged database was set aside when this was opened; empty when none was.
         added_bytes: How many bytes of arguments and results wait for the next commit, about.
@@ -72,12 +65,9 @@ class Store:
         )
         self.added_bytes = 0
         self.commits = 0
-        self._written = 0
-        self._checkpoint_bytes = CHECKPOINT_BYTES
-        self._max_log_bytes = MAX_LOG_BYTES
         self._is_closed = False
-        self._checkpoint: threading.Thread | None = None
         self._connection, self._witness, self.set_aside = open_for_writing(path, durability)
+        self.checkpoints = Checkpoints(path, self._connection)
         file = os.stat(path)
         self._file = (file.st_dev, file.st_ino)
         # Numbers are given here, so that giving one waits for nothing; each is committed before anybody is told of it.
@@ -203,9 +193,7 @@ class Store:
         for _, rows in added:
             rows.clear()
         self.shelf.committed()
-        self._written += written
-        if self._written > self._checkpoint_bytes:
-            self._start_checkpoint()
+        self.checkpoints.written(written)
 
     def see_that_it_is_there(self) -> None:
         """Raise when the file that is written has another name by now, or none.
@@ -223,20 +211,8 @@ class Store:
     def retention(self, seconds: float | None, max_bytes: int | None, blobs: LargeResults) -> Retention:
         """Bounds how long and how much is kept; see there."""
         if max_bytes is not None:
-            self._checkpoint_bytes = min(CHECKPOINT_BYTES, max_bytes // 16)
-            self._max_log_bytes = min(MAX_LOG_BYTES, max_bytes // 8)
+            self.checkpoints.bound(max_bytes)
         return Retention(self._connection, self.path, seconds, max_bytes, self._last_before, blobs)
-
-    def mind_the_log(self) -> bool:
-        """Move the log into the database if something else than a commit has made it long; whether that is to be tried again."""
-        if size_of(f"{self.path}-wal") <= self._checkpoint_bytes:
-            return False
-        return not self._start_checkpoint() or size_of(f"{self.path}-wal") > self._max_log_bytes
-
-    def make_room(self) -> None:
-        """Move the log into the database and make it empty, as far as that goes: a full disk may have room again then."""
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def give_up(self, aside: bool) -> str:
         """Close the database as it is: nothing more is written, and no file is removed.
@@ -248,8 +224,7 @@ class Store:
             Its new name, if it was given one.
         """
         self._is_closed = True
-        if self._checkpoint is not None:
-            self._checkpoint.join()
+        self.checkpoints.join()
         self._connection.close()  # The witness keeps it from cleaning up by name.
         name = set_aside(self.path) if aside else ""
         self._witness.close()
@@ -362,7 +337,8 @@ class Store:
         with contextlib.suppress(sqlite3.Error):  # All is forgotten; the file gets smaller another time.
             run("PRAGMA auto_vacuum = INCREMENTAL")  # An old database has it from here on.
             run("VACUUM")
-            run("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.commits += 1
+        self.checkpoints.empty_log()
 
     def close(self) -> None:
         """Commit, move the log into the database and close it; the log's files are gone then.
@@ -376,11 +352,10 @@ class Store:
         try:
             self.commit()
         finally:
-            if self._checkpoint is not None:
-                self._checkpoint.join()
+            self.checkpoints.join()
             self._witness.close()
             # A reader that is still open keeps the log's file from being removed, but not from being emptied.
-            self.make_room()
+            self.checkpoints.empty_log()
             self._connection.close()
 
     def _row(self, query: str, values: tuple[Any, ...] = ()) -> Any:
@@ -400,25 +375,3 @@ class Store:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise explained(self.path, "cannot be read", error) from error
-
-    def _start_checkpoint(self) -> bool:
-        """Begin to move the log into the database, or do it if it is too long to wait; False when that is under way already."""
-        if self._checkpoint is not None and self._checkpoint.is_alive():
-            return False
-        self._written = 0
-        if size_of(f"{self.path}-wal") > self._max_log_bytes:
-            self.make_room()
-            return True
-        self._checkpoint = threading.Thread(target=_checkpoint, args=(self.path,), name="pynenc-checkpoint")
-        self._checkpoint.start()
-        return True
-
-
-def _checkpoint(path: str) -> None:
-    # What stays in the log is moved the next time. Whatever is wrong with the disk, the next commit tells.
-    with contextlib.suppress(sqlite3.Error):
-        connection = existing(path)
-        try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        finally:
-            connection.close()

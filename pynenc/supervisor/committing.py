@@ -117,7 +117,7 @@ class Committing:
             self._told = True
             self._tell(f"{error}. Calls and results wait for it, for {self._timeout_s:g} s at most (disk_timeout_s)")
         if error.fault == Fault.FULL:
-            self._store.make_room()
+            self._store.checkpoints.empty_log()
         self._next = now + self._retry_s
         self._wake_in(self._retry_s)
         self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)

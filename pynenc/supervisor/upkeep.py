@@ -104,7 +104,9 @@ class Upkeep:
             return False
         try:
             more = self._retention.step(time.time(), self._turn.needed_batches(), STEP_S)
-            self._is_hindered = self._store.mind_the_log()
+            if more:
+                self._store.checkpoints.written(0)
+            self._is_hindered = self._store.checkpoints.mind()
             return more
         except StateBackendError as error:
             if error.fault in LASTING:

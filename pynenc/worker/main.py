@@ -28,6 +28,8 @@ from pynenc.worker.nesting import Nesting
 KEEP_MS = 3
 """A worker that has had nothing to do for so long lets go of the blobs that it maps."""
 
+IMPORT_S = 60.0
+"""An import that takes longer counts as time of the call for which it is made, so that its limit ends one that hangs."""
 
 NO_POSITION = 1 << 63
 """Behind all that a worker can be leased."""
@@ -102,8 +104,9 @@ class Worker(BaseWorker):
         if clash is not None and not (clash.is_edited and self.paused):  # Below it the file is run as it was, too.
             self._be_replaced(lease)
             return
-        # To import its module and to unpickle what its calls share runs user code, of which this process may die.
-        self.slot.times[STARTED], self.slot.numbers[POSITION] = time.monotonic(), lease.position
+        # To import its module and to unpickle what its calls share runs user code, of which this process may die. It is not the
+        # call's time: one with a short limit would never come to its end in a fresh worker, however often it is tried again.
+        self.slot.times[STARTED], self.slot.numbers[POSITION] = time.monotonic() + IMPORT_S, lease.position
         try:
             directory = directory_of(lease, declared)
             self.load(declared, directory)

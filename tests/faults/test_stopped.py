@@ -123,10 +123,11 @@ def running_worker(task: str) -> int:
     return found[0]
 
 
-def test_a_stopped_worker_is_killed_when_the_time_of_its_call_is_over() -> None:
+def test_a_stopped_worker_is_killed_when_the_time_of_its_call_is_over(tmp_path: Path) -> None:
     assert tasks.add(1, 2).result == 3
-    invocation = rules.in_a_second(0.5)
-    worker = running_worker(rules.in_a_second.task_id)
+    invocation = rules.hold.with_options(timeout=1.0)(str(tmp_path / "at"), str(tmp_path / "never"))
+    wait_until((tmp_path / "at").exists, "it has begun")
+    worker = running_worker(rules.hold.task_id)
     os.kill(worker, signal.SIGSTOP)
     with pytest.raises(TaskTimeoutError, match="longer than option timeout"):
         invocation.get(30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,11 @@ from pynenc.exceptions import (
     InvocationConcurrencyWithDifferentArgumentsError,
     InvocationControlledError,
 )
-from pynenc.invocation import ReusedInvocation
+from pynenc.invocation import BaseInvocation, ReusedInvocation
 from tests import keyed, rules, tasks
-from tests.conftest import PROJECT, wait_until
+from tests.conftest import PROJECT, configure, wait_until
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def appears(path: Path) -> None:
     wait_until(path.exists, f"{path.name} is there")
 
 
-def fill_the_workers(place: Path) -> tuple[object, ...]:
+def fill_the_workers(place: Path) -> tuple[BaseInvocation[Any, None], ...]:
     """Occupy both workers until the second gate opens."""
     calls = tuple(rules.hold(str(place / f"full{i}"), str(place / "second-gate")) for i in range(2))
     for i in range(2):
@@ -53,8 +54,7 @@ def test_a_call_that_may_not_run_beside_another_waits_while_others_pass_it(place
 
 
 def test_at_most_max_running_calls_run_at_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", "4")
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=4)
     group = keyed.two_at_a_time.parallelize([(str(place), str(i)) for i in range(6)])
     wait_until(lambda: len(list(place.iterdir())) == 2, "two run")
     assert tasks.add(1, 1).result == 2
@@ -122,6 +122,9 @@ def test_a_call_that_is_tried_again_lets_others_of_its_key_run(place: Path) -> N
 
 
 def test_a_blocked_call_is_cancelled_and_the_next_takes_its_turn(place: Path) -> None:
+    both = fill_the_workers(place)  # Both are there from here on: one alone would get all three, one behind the other.
+    (place / "second-gate").touch()
+    assert all(call.wait(20) for call in both)
     first = keyed.one_at_a_time(str(place), "first")
     appears(place / "first")
     second, third = keyed.one_at_a_time(str(place), "second"), keyed.one_at_a_time(str(place), "third")
@@ -149,8 +152,7 @@ def test_a_running_call_is_cancelled_by_force_and_its_key_is_free(place: Path) -
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_call_that_waits_for_one_of_its_own_key_lets_it_run(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", str(workers))
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=workers)
     assert keyed.alone_with_children(5).get(timeout=30) == 5
 
 

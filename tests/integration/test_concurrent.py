@@ -19,28 +19,26 @@ from pynenc.exceptions import (
 )
 from tests import concurrent_tasks as concurrent
 from tests import tasks
-from tests.conftest import Lateness, wait_until
+from tests.conftest import Lateness, configure, wait_until
 
 LIMIT_S = 0.3
 LATE_S = 0.25
 """How much later than its limit a call is over at the latest, by promise."""
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+counts_anew = pytest.mark.own_supervisor  # The most calls that a worker has ever seen at once.
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture(params=[1, 2])
 def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     count: int = request.param
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", str(count))
-    monkeypatch.setenv("PYNENC__SPARE_WORKERS", "0")
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=count, SPARE_WORKERS=0)
     return count
 
 
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", "1")
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=1)
 
 
 def log_of(directory: Path) -> list[str]:
@@ -62,6 +60,7 @@ def test_threads_run_at_once_in_each_worker(workers: int) -> None:
     assert sorted(pids.count(pid) for pid in set(pids)) == [4] * workers
 
 
+@counts_anew
 @pytest.mark.parametrize(
     "task", [concurrent.be_counted, concurrent.be_counted_in_threads], ids=["coroutines", "threads"]
 )
@@ -70,10 +69,12 @@ def test_no_more_calls_run_at_once_than_the_option_says(task, workers: int) -> N
     assert max(group.results) == 3
 
 
+@counts_anew
 def test_a_key_holds_for_calls_in_one_worker(workers: int) -> None:
     assert 1 <= max(concurrent.at_most_two.parallelize([(x,) for x in range(40)]).results) <= 2
 
 
+@counts_anew
 @pytest.mark.usefixtures("one_worker")
 def test_keys_let_others_run_beside_them() -> None:
     group = concurrent.one_per_host.parallelize([(f"host-{x % 5}", x) for x in range(60)])

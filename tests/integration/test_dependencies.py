@@ -12,15 +12,14 @@ from pynenc import InvocationStatus
 from pynenc.exceptions import DependencyError, InvocationCancelledError
 from pynenc.invocation import DistributedInvocation, DistributedInvocationGroup
 from tests import keyed, rules, tasks
-from tests.conftest import PROJECT, wait_until
+from tests.conftest import PROJECT, configure, wait_until
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture(params=[1, 2])
 def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", str(request.param))
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=request.param)
     return int(request.param)
 
 

@@ -8,15 +8,14 @@ import pytest
 
 from pynenc.exceptions import WorkerLostError
 from tests import odd, tasks
+from tests.conftest import configure
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing", "one_worker")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing", "one_worker"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", "1")
-    monkeypatch.setenv("PYNENC__SPARE_WORKERS", "0")
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=1, SPARE_WORKERS=0)
 
 
 def worker_pids() -> list[int]:

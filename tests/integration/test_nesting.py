@@ -13,14 +13,14 @@ from pynenc import InvocationStatus
 from pynenc.exceptions import TaskTimeoutError, WorkerLostError
 from pynenc.protocol.messages import parse_invocation_id, split_number
 from tests import concurrent_tasks, rules, tasks
-from tests.conftest import wait_until
+from tests.conftest import configure, wait_until
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
-def workers(request: pytest.FixtureRequest, leaves_nothing: None) -> int:
-    tasks.app.conf.num_workers = request.param
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    configure(monkeypatch, NUM_WORKERS=request.param)
     return int(request.param)
 
 
@@ -98,14 +98,12 @@ def test_a_call_sees_that_one_which_it_waits_for_takes_too_long(tmp_path: Path) 
     assert log.read_text().split() == ["waits", "stays"]
 
 
-def test_without_spare_workers_what_waits_for_one_that_takes_too_long_does_not_run_for_ever(tmp_path: Path) -> None:
+def test_without_spare_workers_what_waits_for_one_that_takes_too_long_does_not_run_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
-    tasks.app.config_values["spare_workers"] = 0
-    tasks.app.conf.num_workers = 1
-    try:
-        error = rules.wait_for_one_that_stays(str(log)).exception
-    finally:
-        del tasks.app.config_values["spare_workers"]
+    configure(monkeypatch, NUM_WORKERS=1, SPARE_WORKERS=0)
+    error = rules.wait_for_one_that_stays(str(log)).exception
     assert isinstance(error, WorkerLostError)
     assert "with more spare_workers it has one of its own" in str(error)
     assert log.read_text().split() == ["waits", "stays"] * 2

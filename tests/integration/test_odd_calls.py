@@ -15,7 +15,7 @@ from pynenc import RetryError
 from pynenc.exceptions import TaskTimeoutError, WorkerLostError
 from tests import odd, tasks
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
 
 
 def test_items_may_be_calls_that_their_generator_makes() -> None:

@@ -16,7 +16,7 @@ import pytest
 from pynenc import InvocationNotFoundError, InvocationStatus, RunnerError
 from pynenc.client import launch
 from tests import tasks
-from tests.conftest import PROJECT, Finished, all_gone, own_processes, talking_script, wait_until
+from tests.conftest import PROJECT, Finished, all_gone, configure, own_processes, talking_script, wait_until
 
 TASKS = """
 import os, sys, time
@@ -237,8 +237,7 @@ def test_queued_arguments_beyond_the_budget_are_read_back(monkeypatch: pytest.Mo
 def test_a_state_directory_that_cannot_be_used_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
-    monkeypatch.setenv("PYNENC__STATE_DIR", str(blocker / "state"))
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, STATE_DIR=blocker / "state")
     with pytest.raises(RunnerError, match="state directory"):
         tasks.add(1)
 

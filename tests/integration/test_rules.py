@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import pytest
 from pynenc import InvocationStatus, RetryError
 from pynenc.exceptions import InvocationCancelledError, InvocationExpiredError, TaskTimeoutError
 from tests import rules, tasks
-from tests.conftest import Lateness, wait_until
+from tests.conftest import Finished, Lateness, configure, wait_until
 
-pytestmark = pytest.mark.usefixtures("leaves_nothing")
+pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
+
+Run = Callable[..., Finished]
 
 
 def lines(path: Path) -> list[str]:
@@ -94,6 +97,53 @@ def test_a_timeout_can_be_tried_again(tmp_path: Path) -> None:
     assert rules.slow_at_first(str(tmp_path / "log")).result >= 1
 
 
+SLOW_MODULES = {
+    "quick.py": """
+import pynenc.worker.main
+from pynenc import Pynenc
+
+app = Pynenc()
+
+@app.task
+def hurry(seconds):
+    pynenc.worker.main.IMPORT_S = seconds
+""",
+    "slow.py": """
+import time
+from pynenc import context
+from quick import app
+
+if context.worker_of is not None:
+    time.sleep(1.5)
+
+@app.task(timeout=0.5)
+def one():
+    return 1
+""",
+    "script.py": """
+import sys
+from quick import hurry
+from slow import one
+
+if sys.argv[1:]:
+    hurry(float(sys.argv[1])).result
+invocation = one()
+print(type(invocation.exception).__name__, invocation.exception or invocation.result)
+""",
+}
+
+
+def test_the_import_of_its_module_is_not_a_calls_time(run_python: Run) -> None:
+    assert run_python(SLOW_MODULES, "script.py") == (0, "NoneType 1\n", "")
+
+
+def test_an_import_that_hangs_is_ended_by_the_calls_time_limit(run_python: Run) -> None:
+    finished = run_python(SLOW_MODULES, "script.py", "0.2", PYNENC__NUM_WORKERS="1")
+    assert (finished.code, finished.err) == (0, "")
+    assert "TaskTimeoutError" in finished.out
+    assert "option timeout of task slow.one" in finished.out
+
+
 def test_a_cancelled_call_never_runs(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     held = [tasks.wait_for(str(gate)) for _ in range(2)]
@@ -159,8 +209,8 @@ def test_a_call_that_does_not_begin_in_time_expires(tmp_path: Path) -> None:
     assert rules.expiring.with_options(expires=60)(str(tmp_path / "log")).result == "in time"
 
 
-def test_a_higher_priority_goes_first(tmp_path: Path) -> None:
-    tasks.app.conf.num_workers = 1
+def test_a_higher_priority_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(monkeypatch, NUM_WORKERS=1)
     gate, log = tmp_path / "gate", str(tmp_path / "log")
     held = [tasks.wait_for(str(gate)) for _ in range(2)]
     # Only then has the worker no room for one of those that follow before all of them are there.

@@ -157,7 +157,7 @@ def test_those_made_first_go_first_whoever_made_them(store: Store) -> None:
     assert 2 <= kept <= 5
     assert left == [*range(early + 8 - kept, early + 8), *range(late + 8 - (len(left) - kept), late + 8)]
     assert retention.stored_bytes() <= 0.75 * 2 * MIB
-    store.make_room()
+    store.checkpoints.empty_log()
     assert not retention.is_behind()
 
 
@@ -219,7 +219,7 @@ def test_steps_are_short_and_the_file_gets_smaller(store: Store, tmp_path: Path)
     for number in range(2000):
         add(store, first + number, float(number), payload=os.urandom(8000))
     store.commit()
-    store.make_room()
+    store.checkpoints.empty_log()
     large = (tmp_path / "state.db").stat().st_size
     retention = store.retention(100.0, None, NoLargeResults())
     took = []
@@ -229,7 +229,7 @@ def test_steps_are_short_and_the_file_gets_smaller(store: Store, tmp_path: Path)
         began = time.perf_counter()
     assert len(took) > 5
     assert sorted(took)[len(took) // 2] < 0.1
-    store.make_room()
+    store.checkpoints.empty_log()
     assert batches(store) == []
     assert large > 30_000_000
     assert (tmp_path / "state.db").stat().st_size < 2_000_000
@@ -246,7 +246,7 @@ def test_a_purge_makes_the_file_small_also_an_old_one(tmp_path: Path) -> None:
     for number in range(500):
         add(store, first + number, 0.0, payload=os.urandom(4000), final=number % 2 == 0)
     store.commit()
-    store.make_room()
+    store.checkpoints.empty_log()
     assert path.stat().st_size > 3_000_000
     store.purge()
     assert path.stat().st_size < 300_000
@@ -361,7 +361,7 @@ def test_a_week_of_work_does_not_let_the_database_grow_without_bound(tmp_path: P
                 now += chance.uniform(1, 60)
             store.commit()
             forget(retention, now)
-            store.mind_the_log()
+            store.checkpoints.mind()
         now = 1_000_000.0 + (hour + 4) * 3600
         store.close()
         largest = max(largest, path.stat().st_size)
