@@ -15,7 +15,7 @@ from pynenc.protocol.messages import parse_invocation_id, split_number
 from tests import concurrent_tasks, rules, tasks
 from tests.conftest import configure, wait_until
 
-pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 
 @pytest.fixture(params=[1, 2], autouse=True)

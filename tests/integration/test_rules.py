@@ -15,7 +15,7 @@ from pynenc.exceptions import InvocationCancelledError, InvocationExpiredError, 
 from tests import rules, tasks
 from tests.conftest import Finished, Lateness, configure, wait_until
 
-pytestmark = [pytest.mark.usefixtures("leaves_nothing"), pytest.mark.shares_supervisor]
+pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
 Run = Callable[..., Finished]
 
