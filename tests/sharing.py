@@ -1,8 +1,8 @@
 """Supervisors that tests share whose subject is calls: to start one costs more than most of them do.
 
 There is one for each configuration that a test asks for, in each process that runs tests. A test that leaves calls, or children of
-workers, fails; whatever comes after a test that failed has a fresh supervisor. A supervisor learns how long the calls of a task take, so
-tests of who runs what, and when, have one of their own.
+workers, fails; whatever comes after a test that failed has a fresh supervisor. A supervisor learns how long the calls of a task
+take, so tests of who runs what, and when, have one of their own.
 """
 
 from __future__ import annotations
