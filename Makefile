@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 # How many processes run tests. Most tests wait for processes of their own, so this may be more than there are processors.
-JOBS ?= 3
+JOBS ?= 4
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -56,12 +56,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/bin/python
-	$(PIP) install $(COMPAT) --editable '.[$(if $(filter check,$*),check$(comma)examples$(comma)test,$*)]'
+	$(PIP) install $(COMPAT) $(PIP_OPTIONS) --editable '.[$(if $(filter check,$*),check$(comma)examples$(comma)test,$*)]'
 	@$(COMPILE)
 	@touch $@ $(VENV)/.installed
 
 comma := ,
 # As an installation that is not editable does: else every process compiles what it imports where no bytecode may be written.
-COMPILE := $(BIN)/python -m compileall -q pynenc || true
+COMPILE := $(BIN)/python -c 'import compileall, rich; [compileall.compile_dir(one, quiet=2) for one in ("pynenc", *rich.__path__)]' || true
 # A path entry rather than an import hook: the hook costs every new interpreter 10 ms.
 COMPAT := --config-settings editable_mode=compat

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import os
 
-_PARTS = int(os.environ.get("EXAMPLES_DIVIDED_BY", "1"))
+PARTS = int(os.environ.get("EXAMPLES_DIVIDED_BY", "1"))
+"""More than 1 where all tests run on another Python already: then one part of the examples is tried here."""
 
 
 def examples(count: int) -> int:
-    """How many examples to try: fewer where the same tests run on another Python already, since no rule depends on that."""
-    return max(1, count // _PARTS)
+    """How many examples to try."""
+    return max(1, count // PARTS)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tests import tasks
+from tests import PARTS, tasks
 from tests.sharing import SharedSupervisors
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,6 +34,25 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 _OTHERS = frozenset(psutil.process_iter())
 """What ran before any test did, this process among it, and threads of the kernel: too much to look at at each test's end."""
+
+
+@pytest.hookimpl(trylast=True)  # After those that are slow have been left out.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where all tests run on another Python already, run each test here, too, but with its part of a long list of parameters.
+
+    The parts of two Pythons differ. What costs little is run with all parameters.
+    """
+    functions = [item.nodeid.partition("[")[0] for item in items]
+    counts, seen = Counter(functions), Counter[str]()
+    here, elsewhere = [], []
+    for item, function in zip(items, functions, strict=True):
+        parts = min(PARTS, counts[function]) if function.split("/")[1:2] in (["integration"], ["faults"]) else 1
+        is_ours = seen[function] % parts == sys.version_info.minor % parts
+        (here if is_ours else elsewhere).append(item)
+        seen[function] += 1
+    if elsewhere:
+        config.hook.pytest_deselected(items=elsewhere)
+        items[:] = here
 
 
 def pytest_collection_finish() -> None:

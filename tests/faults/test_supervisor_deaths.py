@@ -28,7 +28,7 @@ from pynenc.client.launch import Address
 from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
-from tests import concurrent_tasks, rules, tasks
+from tests import concurrent_tasks, examples, rules, tasks
 from tests.conftest import Finished, Lateness, own_processes, supervisor, talking_script, wait_until
 
 
@@ -49,7 +49,7 @@ def test_a_script_that_waits_gets_its_result_from_another_supervisor(tmp_path: P
     assert invocation.status is InvocationStatus.SUCCESS
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(examples(4)))
 def test_a_group_is_whole_and_in_order_whenever_the_supervisor_dies(seed: int) -> None:
     chance = random.Random(seed)
     tasks.add(1, 2).result  # noqa: B018  # It is up.

@@ -12,6 +12,7 @@ import pytest
 
 from pynenc.blobs.references import Reference
 from pynenc.supervisor.events import Looked
+from tests import examples
 from tests.fuzz import canary
 from tests.fuzz.world import World
 
@@ -31,7 +32,7 @@ def fuzz(database: Path, seed: int, frames: int) -> World:
     return world
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(examples(4)))
 def test_mutated_frames_are_refused_or_acted_on(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
