@@ -82,10 +82,13 @@ class Checkpoints:
 
     def _is_file_too_long(self) -> bool:
         """Pages at its end that hold nothing any more are cut off when all the log has been moved."""
-        (pages,), (page_bytes,) = (
-            self._connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
-        )
-        return size_of(self._path) > int(pages) * int(page_bytes)
+        try:
+            pages, page_bytes = (
+                int(self._connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "page_size")
+            )
+        except sqlite3.Error:  # The disk has other worries; whether it is too long shows later.
+            return True
+        return size_of(self._path) > pages * page_bytes
 
     def _begin(self) -> None:
         if self._is_under_way():
