@@ -63,6 +63,8 @@ def open_for_writing(path: str, durability: str) -> Opened:
         aside = set_aside(path)
     aside = _set_damaged_log_aside(path) or aside
     try:
+        if not any(os.path.lexists(path + suffix) for suffix in SUFFIXES):
+            _begin(path)
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise explained(path, "cannot be used as pynenc's database", error) from error
@@ -85,6 +87,39 @@ def open_for_writing(path: str, durability: str) -> Opened:
         connection.close()
         raise
     return Opened(connection, witness, aside)
+
+
+def _begin(path: str) -> None:
+    """Put an empty database there, whole or not at all.
+
+    SQLite waits for the disk a dozen times to begin one under its own name. Under another one nobody sees what is half done, so
+    this waits twice. Where the directory takes no other file, that is what is told of when the database is opened.
+    """
+    new = f"{path}.new"
+    try:
+        for suffix in SUFFIXES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new + suffix)  # Whoever began it died at that.
+        connection = sqlite3.connect(new, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # It has to be said before there are tables.
+            migrations.bring_up(connection, new)
+            connection.execute("PRAGMA journal_mode = WAL")
+        finally:
+            connection.close()
+        for name in (new, os.path.dirname(path)):
+            file = os.open(name, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+            if name == new:
+                os.rename(new, path)
+    except (OSError, sqlite3.Error):
+        with contextlib.suppress(OSError):
+            os.unlink(new)
 
 
 def existing(path: str, mode: str = "mode=rw") -> sqlite3.Connection:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,4 +103,51 @@ def test_a_failed_commit_writes_nothing_and_can_be_tried_again(tmp_path: Path) -
     other.close()
     store.commit()
     assert store.arguments(1 << 29) == b"args"
+    store.close()
+
+
+@pytest.mark.parametrize("dies_at", ["fsync", "rename"])
+def test_a_database_begins_whole_or_not_at_all_whenever_its_maker_is_killed(tmp_path: Path, dies_at: str) -> None:
+    path = tmp_path / "state.db"
+    maker = (
+        "import os, signal, sys\n"
+        "from pynenc.state_backend.store import Store\n"
+        f"os.{dies_at} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Store(sys.argv[1])"
+    )
+    died = subprocess.run([sys.executable, "-c", maker, str(path)], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.db.new"]
+    store = Store(str(path))
+    assert store.set_aside == ""
+    assert store.add_client(1) == 1
+    store.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.db"]
+
+
+@pytest.mark.parametrize("refused", ["fsync", "rename"])
+def test_a_database_begins_where_files_can_be_neither_renamed_nor_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "not here")
+
+    monkeypatch.setattr(os, refused, refuse)
+    store = Store(str(tmp_path / "state.db"))
+    assert store.add_client(1) == 1
+    store.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.db"]
+
+
+def test_a_log_without_its_database_is_not_taken_for_that_of_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    store = Store(str(path))
+    store.add_client(1)
+    store.commit()
+    log = path.with_name("state.db-wal").read_bytes()
+    store.close()
+    path.unlink()
+    path.with_name("state.db-wal").write_bytes(log)
+    store = Store(str(path))
+    assert store.add_client(1) == 1
     store.close()
