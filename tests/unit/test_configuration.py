@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,31 @@ def test_each_source_wins_over_those_after_it(monkeypatch: pytest.MonkeyPatch, e
     monkeypatch.setenv("PYNENC__CONFIGTASK__M#F__MAX_RETRIES", "8")
     assert ConfigTask("m.f").max_retries == 8
     assert ConfigTask("m.g").max_retries == 7
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "[tool.pynenc]\nnum_workers = 3",
+        '[ tool . "pynenc" ]\nnum_workers = 3',
+        "['tool'.'pynenc']\nnum_workers = 3",
+        "[tool]\npynenc.num_workers = 3",
+        "[tool] # ours\n[tool.other]\n[tool.pynenc]\nnum_workers = 3",
+        "tool.pynenc.num_workers = 3",
+        "tool = {pynenc = {num_workers = 3}}",
+        "[tool.x]\n[tool]\npynenc = {num_workers = 3}",
+    ],
+)
+def test_the_table_of_a_project_is_found_however_it_is_written(empty_project: Path, table: str) -> None:
+    (empty_project / "pyproject.toml").write_text(f"{table}\n")
+    assert ConfigPynenc().num_workers == 3
+
+
+def test_a_project_that_only_needs_pynenc_is_not_read(monkeypatch: pytest.MonkeyPatch, empty_project: Path) -> None:
+    project = '[build-system]\nrequires = ["setuptools"]\n[project]\ndependencies = ["pynenc"]\n[tool.ruff]\nline-length = 99\n'
+    (empty_project / "pyproject.toml").write_text(project)
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    assert ConfigPynenc().config_filepath is None
 
 
 @pytest.mark.parametrize(
