@@ -50,6 +50,8 @@ class Report:
 
         workers = []
         for number, worker in self._pool.workers.items():
+            if not worker.pid:
+                continue  # It is being forked. Whoever signals the pids that are told here must not signal pid 0, its own group.
             held = self._orchestrator.held_by(number)
             at = worker.slot.position
             running = next((one for one in held if worker.concurrent or one.position <= at < one.end), None)

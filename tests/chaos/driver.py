@@ -193,7 +193,7 @@ class Chaos:
     def _cluster_process(self, whom: str, report: dict[str, Any] | None) -> list[int]:
         if report is None:
             return []
-        workers = [worker["pid"] for worker in report["workers"] if worker["pid"]]
+        workers = [worker["pid"] for worker in report["workers"]]
         if whom == "supervisor":
             return [report["pid"]]
         if whom == "fork server":

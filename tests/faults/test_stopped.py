@@ -116,7 +116,7 @@ def running_worker(task: str) -> int:
     found: list[int] = []
 
     def is_there() -> bool:
-        found[:] = [one["pid"] for one in report()["workers"] if one["pid"] and one["running"] == task]
+        found[:] = [one["pid"] for one in report()["workers"] if one["running"] == task]
         return bool(found)
 
     wait_until(is_there, f"{task} runs")

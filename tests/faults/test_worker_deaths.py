@@ -79,7 +79,7 @@ def test_workers_killed_from_outside_lose_no_call(tmp_path: Path) -> None:
             if kills < 5:
                 report = tasks.app.report()
                 assert report is not None
-                victims = [worker["pid"] for worker in report["workers"] if worker["running"] and worker["pid"]]
+                victims = [worker["pid"] for worker in report["workers"] if worker["running"]]
                 for victim in victims[:1]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
@@ -98,7 +98,7 @@ def test_a_killed_fork_server_is_replaced_with_its_workers() -> None:
     for round_number in range(2):  # The first was forked from the supervisor, the second was not.
         report = tasks.app.report()
         assert report is not None
-        workers = [psutil.Process(worker["pid"]) for worker in report["workers"] if worker["pid"]]
+        workers = [psutil.Process(worker["pid"]) for worker in report["workers"]]
         psutil.Process(report["fork_server"]).kill()
         wait_until(lambda: not any(worker.is_running() for worker in workers), "its workers are gone")  # noqa: B023
         assert tasks.add(2, round_number).result == 2 + round_number

@@ -68,7 +68,7 @@ def test_event_loops_wait_in_a_chain_longer_than_there_are_spare_workers(workers
 
 def test_coroutines_wait_in_a_chain_longer_than_there_are_places_for_them(workers: int) -> None:
     assert rules.async_chain(6).get(timeout=60) == 6
-    assert len(worker_pids()) == workers
+    wait_until(lambda: len(worker_pids()) == workers, "all are there, and no spare ones")
     assert 1 <= len(worker_pids(concurrent=True)) <= workers
 
 
