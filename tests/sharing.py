@@ -11,11 +11,11 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from pynenc.client.launch import paths_of
 from tests import tasks
@@ -86,7 +86,8 @@ class SharedSupervisors:
         """End them as a user would, and see that they leave nothing."""
         for state, supervisor in self._running.items():
             tree = [supervisor, *supervisor.children(recursive=True)]
-            with environment(PYNENC__STATE_DIR=state):
+            with pytest.MonkeyPatch.context() as environment:
+                environment.setenv("PYNENC__STATE_DIR", state)
                 read_configuration()
                 assert tasks.app.stop_supervisor(), "it has ended by itself"
                 tasks.close()
@@ -100,7 +101,10 @@ class SharedSupervisors:
     def _start(self) -> str:
         self._count += 1
         state = str(self._directory / f"state-{self._count}")
-        with environment(PYNENC__STATE_DIR=state, TMPDIR=str(self._directory), PYNENC_TEST_MARKER="shared"):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("PYNENC__STATE_DIR", state)
+            environment.setenv("TMPDIR", str(self._directory))
+            environment.setenv("PYNENC_TEST_MARKER", "shared")
             read_configuration()
             self._settings[state] = tasks.app.supervisor_settings()
             self._running[state] = psutil.Process(tasks.app.start_supervisor(paths_of(state, "tests").log))
@@ -114,17 +118,3 @@ def _parent_of(process: psutil.Process) -> int:
         if process.status() != psutil.STATUS_ZOMBIE:
             return process.ppid()
     return 0
-
-
-@contextlib.contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Have environment variables for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value

@@ -264,7 +264,7 @@ def _parse(path: str) -> Mapping[str, Any]:
     ending = os.path.splitext(path)[1]
     with open(path, "rb") as file:
         raw = file.read()
-    if ending == ".toml" and os.path.basename(path) == "pyproject.toml" and not _may_configure(raw):
+    if os.path.basename(path) == "pyproject.toml" and not _may_configure(raw):
         return {}
     try:
         content: Any

@@ -72,6 +72,7 @@ def bring_up(connection: sqlite3.Connection, path: str) -> None:
         return
     if found == 0:
         _refuse_foreign(connection, path)
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # It has to be said before there are tables.
         with open(os.path.join(os.path.dirname(__file__), "schema.sql")) as file:
             schema = file.read()
         connection.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")

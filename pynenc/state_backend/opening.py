@@ -71,8 +71,6 @@ def open_for_writing(path: str, durability: str) -> Opened:
     try:
         os.chmod(path, 0o600)
         connection.execute(f"PRAGMA busy_timeout = {OPEN_MS}")
-        if migrations.version_of(connection) == 0:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # It has to be said before there are tables.
         migrations.bring_up(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {durability}")
@@ -104,22 +102,25 @@ def _begin(path: str) -> None:
         try:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("PRAGMA journal_mode = MEMORY")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # It has to be said before there are tables.
             migrations.bring_up(connection, new)
             connection.execute("PRAGMA journal_mode = WAL")
         finally:
             connection.close()
-        for name in (new, os.path.dirname(path)):
-            file = os.open(name, os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
-            if name == new:
-                os.rename(new, path)
+        _wait_for_disk(new)
+        os.rename(new, path)
+        _wait_for_disk(os.path.dirname(path))
     except (OSError, sqlite3.Error):
         with contextlib.suppress(OSError):
             os.unlink(new)
+
+
+def _wait_for_disk(path: str) -> None:
+    """Return when a file, or what stands in a directory, would survive a power cut."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def existing(path: str, mode: str = "mode=rw") -> sqlite3.Connection:

@@ -11,7 +11,7 @@ from pynenc import InvocationStatus
 from pynenc.exceptions import NamedGroupChangedError
 from pynenc.invocation import ReusedInvocation
 from tests import keyed, rules, tasks
-from tests.conftest import PROJECT, wait_until
+from tests.conftest import PROJECT, configure, wait_until
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing")
 
@@ -225,7 +225,5 @@ def test_a_batch_holds_as_many_calls_as_the_task_says() -> None:
 def test_a_task_streams_calls_that_are_looked_up_with_one_worker_and_no_spare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYNENC__NUM_WORKERS", "1")
-    monkeypatch.setenv("PYNENC__CONFIGRUNNER__SPARE_WORKERS", "0")
-    tasks.use_fresh_configuration()
+    configure(monkeypatch, NUM_WORKERS=1, CONFIGRUNNER__SPARE_WORKERS=0)
     assert keyed.stream_remembered(str(tmp_path / "log"), 40).get(timeout=20) == list(range(40))
