@@ -39,13 +39,17 @@ def kill_supervisor() -> None:
 
 def test_a_script_that_waits_gets_its_result_from_another_supervisor(tmp_path: Path, lateness: Lateness) -> None:
     gate = tmp_path / "gate"
+    began = time.monotonic()
+    tasks.add(1, 2).result  # noqa: B018
+    start_s = time.monotonic() - began
     invocation = tasks.wait_for(str(gate))
     tasks.app._cluster.sync()
     kill_supervisor()
     began = time.monotonic()
     threading.Timer(0.01, gate.touch).start()
     assert invocation.result is not None
-    assert time.monotonic() - began < 2 + lateness.of_all_s
+    # Another supervisor and its workers start as the first did: on a machine with much else to do that takes longer.
+    assert time.monotonic() - began < 1 + 3 * start_s + lateness.of_all_s
     assert invocation.status is InvocationStatus.SUCCESS
 
 

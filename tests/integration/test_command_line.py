@@ -182,7 +182,7 @@ def test_interrupting_a_script_ends_it_and_its_workers_at_once(tmp_path: Path, c
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert said == "pynenc: interrupted; 1 call is kept: pynenc resume runs it\n"
-    wait_until(all_gone, "all have ended", seconds=5)
+    wait_until(all_gone, "all have ended")
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,10 @@ def test_closing_and_calling_again_connects_again() -> None:
 
 
 def test_an_idle_client_and_its_cluster_use_no_cpu() -> None:
+    marker = os.environ["PYNENC_TEST_MARKER"]
     assert tasks.add(1, 2).result == 3
-    processes = own_processes(os.environ["PYNENC_TEST_MARKER"])
-    assert len(processes) == 4  # supervisor, fork server, two workers
+    wait_until(lambda: len(own_processes(marker)) == 4, "supervisor, fork server and two workers are there")
+    processes = own_processes(marker)
 
     def is_idle_for_a_while() -> bool:
         before = [process.cpu_times()[:2] for process in processes]

@@ -51,9 +51,10 @@ def test_an_exception_that_is_not_named_is_not_tried_again(tmp_path: Path) -> No
 
 
 def test_a_task_asks_for_another_attempt_itself_and_says_when(tmp_path: Path) -> None:
-    began = time.monotonic()
-    assert rules.ask_again(str(tmp_path / "log"), 0.2).result == 1
-    assert 0.2 <= time.monotonic() - began < 5
+    invocation = rules.ask_again(str(tmp_path / "log"), 0.2)
+    assert invocation.result == 1
+    _, _, asked, again, _ = (change.time for change in invocation.history)
+    assert 0.2 <= again - asked < 5
     with pytest.raises(ValueError, match="at least 0"):
         RetryError(delay=-1)
 
@@ -66,22 +67,23 @@ def test_calls_of_a_batch_are_tried_again_one_by_one(tmp_path: Path) -> None:
 
 
 def test_a_waiting_retry_occupies_no_worker(tmp_path: Path) -> None:
-    waiting = rules.ask_again.parallelize([(str(tmp_path / f"log{i}"), 1.0) for i in range(8)])
-    assert tasks.add(1, 2).get(timeout=3.0) == 3, "they would take four seconds"
+    waiting = rules.ask_again.parallelize([(str(tmp_path / f"log{i}"), 2.0) for i in range(8)])
+    # There are two workers.
     wait_until(lambda: {one.status for one in waiting} == {InvocationStatus.RETRY}, "all wait for their next attempt")
+    assert tasks.add(1, 2).result == 3
     assert list(waiting.results) == [1] * 8
 
 
 @pytest.mark.parametrize("how", ["sleep", "deaf", "c_code"])
 def test_a_call_that_runs_too_long_is_ended_in_time(how: str, lateness: Lateness) -> None:
-    began = time.monotonic()
     invocation = rules.run_long(how)
     with pytest.raises(TaskTimeoutError, match="option timeout of task"):
         invocation.result  # noqa: B018
-    # The last second is the start of the cluster.
-    assert time.monotonic() - began < 0.3 + 0.25 + 1.0 + lateness.of_all_s
-    took = invocation.history[-1].time - invocation.history[1].time
-    assert 0.3 <= took < 0.55 + lateness.of_all_s
+    heard = time.time()
+    # From when it began: how long the cluster takes to start is not the subject.
+    began, ended = (change.time for change in invocation.history[1:])
+    assert 0.3 <= ended - began < 0.3 + 0.25 + lateness.of_all_s
+    assert heard - ended < 0.25 + lateness.of_all_s
     assert tasks.add(1, 2).result == 3
 
 
@@ -152,9 +154,9 @@ def test_a_cancelled_call_never_runs(tmp_path: Path) -> None:
     group.cancel()
     single.cancel()
     with pytest.raises(InvocationCancelledError, match="before it began"):
-        single.get(timeout=5)
+        single.get(timeout=30)
     assert single.status is InvocationStatus.CANCELLED
-    assert group.wait(timeout=10)
+    assert group.wait(timeout=30)
     assert group.counts == {InvocationStatus.CANCELLED: 2_000}
     gate.touch()
     assert [one.result for one in held] == [str(gate)] * 2
@@ -171,7 +173,7 @@ def test_a_call_in_a_workers_hands_is_cancelled_too(tmp_path: Path) -> None:
     wait_until(lambda: sum((tmp_path / f"at{i}").exists() for i in range(6)) == 2, "two calls run")
     group.cancel()
     gate.touch()
-    assert group.wait(timeout=10)
+    assert group.wait(timeout=30)
     assert group.counts == {InvocationStatus.SUCCESS: 2, InvocationStatus.CANCELLED: 4}
     assert sum((tmp_path / f"at{i}").exists() for i in range(6)) == 2
 
@@ -183,7 +185,7 @@ def test_cancelling_what_runs_takes_force(tmp_path: Path) -> None:
     assert invocation.status is InvocationStatus.RUNNING
     invocation.cancel(force=True)
     with pytest.raises(InvocationCancelledError, match="with force"):
-        invocation.get(timeout=5)
+        invocation.get(timeout=30)
     assert invocation.status is InvocationStatus.KILLED
     assert tasks.add(2, 2).result == 4
     invocation.cancel(force=True)  # It has ended: nothing happens.
@@ -194,7 +196,7 @@ def test_cancelling_while_a_retry_waits(tmp_path: Path) -> None:
     wait_until(lambda: invocation.status is InvocationStatus.RETRY, "it waits for its next attempt")
     invocation.cancel()
     with pytest.raises(InvocationCancelledError):
-        invocation.get(timeout=5)
+        invocation.get(timeout=30)
 
 
 def test_a_call_that_does_not_begin_in_time_expires(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_a_call_that_does_not_begin_in_time_expires(tmp_path: Path) -> None:
     held = [tasks.wait_for(str(gate)) for _ in range(4)]
     late = rules.expiring(str(tmp_path / "log"))
     with pytest.raises(InvocationExpiredError, match="option expires"):
-        late.get(timeout=5)
+        late.get(timeout=30)
     gate.touch()
     assert [one.result for one in held]
     assert lines(tmp_path / "log") == []
