@@ -212,6 +212,12 @@ def note(path: str, x: int) -> int:
 
 
 @app.task
+def note_behind(gate: str, path: str, x: int) -> int:
+    wait_for.func(gate)
+    return note.func(path, x)
+
+
+@app.task
 def burn(seconds: float) -> float:
     end = time.thread_time() + seconds
     while time.thread_time() < end:

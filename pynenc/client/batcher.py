@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.exceptions import asked_in_handler
+from pynenc.exceptions import RunnerError, asked_in_handler
 from pynenc.named_tuples import NamedTuple
 from pynenc.prepared import PreparedCall, extras_of
 from pynenc.protocol.extras import NONE, Extras
@@ -66,6 +66,7 @@ class Batcher:
         send: Sends a batch that leaves.
         is_idle: Whether no call is under way.
         caller: The call that runs here, if one does.
+        tell: Told why calls cannot leave that were to leave in time.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class Batcher:
         send: Callable[[Task[Any, Any], Submission, Packed, int, Caller | None], None],
         is_idle: Callable[[], bool],
         caller: Callable[[], Caller | None],
+        tell: Callable[[RunnerError], None],
     ) -> None:
+        self._tell = tell
         self._open_batch = open_batch
         self._send = send
         self._is_idle = is_idle
@@ -178,17 +181,25 @@ class Batcher:
 
     def close(self) -> None:
         """Let everything leave, and the helper thread end."""
-        with self._lock:
-            self.refuse_handler()
-            self._leave_all()
+        self.refuse_handler()
+        try:
+            with self._lock:
+                self._leave_all()
+        finally:
             self._closed = True
-        if self._flusher is not None:
-            self._flusher_wanted.release()
-            self._flusher.join()
-            self._flusher = None
+            if self._flusher is not None:
+                self._flusher_wanted.release()
+                self._flusher.join()
+                self._flusher = None
+
+    def forget(self) -> None:
+        """The open batches are lost; whoever waits for one of them is told by its submission."""
+        self._open = {}
 
     def _leave(self, task: Task[Any, Any]) -> None:
-        batch = self._open.pop(task)
+        batch = self._open.pop(task, None)
+        if batch is None:
+            return  # It was forgotten meanwhile.
         packed = _packed(batch.entries, batch.prepared, constant_of(task))
         self._send(task, batch.submission, packed, 0, batch.caller)
 
@@ -202,16 +213,14 @@ class Batcher:
             self._flusher_wanted.release()
 
     def _flush_in_time(self) -> None:
-        from pynenc.exceptions import RunnerError
-
         while True:
             self._flusher_wanted.acquire()
             while not self._closed:
                 time.sleep(BATCH_AGE_S)
                 try:
                     self.flush(BATCH_AGE_S)
-                except RunnerError:
-                    pass  # Whoever waits for these calls is told.
+                except RunnerError as error:
+                    self._tell(error)
                 with self._lock:
                     if not self._open:
                         self._flusher_awake = False

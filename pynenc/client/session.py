@@ -97,17 +97,21 @@ class Session:
         self._synced = 0
         self._since_read = 0
         self._callbacks = Callbacks(self._wait_for_callbacks)
-        self._batcher = Batcher(self._open_batch, self._send_batch, lambda: not self._held, self._caller)
+        self._batcher = Batcher(
+            self._open_batch, self._send_batch, lambda: not self._held, self._caller, self._tell_of_loss
+        )
 
     # Beginning and ending.
 
     def close(self) -> None:
         """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
-        if self._connection is None:
+        # The helper thread may be looking for another supervisor, with calls in its hands that are in no database.
+        if self._connected() is None:
             self._close_blobs(is_alone=True)
             return
         with self._alone():
             self._batcher.refuse_handler()
+        has_unfinished = self._has_unfinished()
         try:
             self._batcher.close()
             if not self.sync(EXIT_S):
@@ -118,8 +122,8 @@ class Session:
             if self._connection is not None:
                 self._connection.send(frame(Kind.GOODBYE))
         except RunnerError as error:
-            if self._held:
-                self._the_app().logger.error("%s", error)
+            if has_unfinished:
+                self._tell_of_loss(error)
         finally:
             # Only now: whoever sends a batch may have to wait for the lock, and closing waits for that batch.
             callbacks = self._callbacks
@@ -137,7 +141,7 @@ class Session:
     def is_in_use(self) -> bool:
         """Whether it has calls without outcome, or was interrupted while it connected."""
         is_waiting = bool(self._resuming.difference(self._answers)) or self._has_unfinished()
-        return self._is_connecting or (self._connection is not None and is_waiting)
+        return self._is_connecting or (is_waiting and (self._connection is not None or self._is_changing))
 
     @property
     def was_left(self) -> bool:
@@ -326,7 +330,10 @@ class Session:
         for submission in list(self._held.values()):
             submission.runner = LostRunner(self._runner, self._connection.lost)
         self._connection = None
+        batcher = self._batcher
+        batcher.forget()
         self._reset()
+        self._batcher = batcher  # Its lock may be held, its thread may be the one that is here.
 
     def _take_up(self, lost: Connection, fresh: int | None = None) -> None:
         """Connect to another supervisor, and have it run what the dead one had not finished.
@@ -369,6 +376,12 @@ class Session:
 
     def _has_unfinished(self, but: int | None = None) -> bool:
         return any(one.unfinished and one.number != but for one in list(self._held.values()))
+
+    def _tell_of_loss(self, error: RunnerError) -> None:
+        """Calls cannot be sent, and perhaps nobody waits for them."""
+        app = self._app()
+        if app is not None and not self._is_interrupted:
+            app.logger.error("not all calls were acknowledged: %s", str(error))  # Not the frames that the error holds.
 
     def _hand_over(self, fate: str) -> None:
         """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""

@@ -207,7 +207,7 @@ def test_a_task_may_return_invocations_and_groups() -> None:
 
 
 def test_an_id_that_means_nothing_is_not_found(mode: str) -> None:
-    gone = "1-1-1" if mode == "distributed" else tasks.add(1, 1).invocation_id
+    gone = "1-999999-1" if mode == "distributed" else tasks.add(1, 1).invocation_id
     with pytest.raises(InvocationNotFoundError, match=gone):
         tasks.app.get_invocation(gone)
 

@@ -20,16 +20,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pynenc import InvocationStatus, WorkerLostError
+from pynenc.client import launch
 from pynenc.client.connection import Connection
 from pynenc.client.launch import Address
 from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
+from pynenc.system.lock import FileLock
 from tests import concurrent_tasks, examples, rules, tasks
-from tests.conftest import Finished, Lateness, own_processes, supervisor, talking_script, wait_until
+from tests.conftest import (
+    PROJECT,
+    Finished,
+    Lateness,
+    configure,
+    is_alive,
+    own_processes,
+    supervisor,
+    talking_script,
+    wait_until,
+)
 
 
 def kill_supervisor() -> None:
@@ -114,6 +127,64 @@ def test_a_script_that_waits_for_nothing_loses_nothing_when_it_ends(
     ran = tmp_path / "ran"
     wait_until(lambda: len(ran.read_text().split()) == 701, "all have run")
     assert sorted(map(int, ran.read_text().split())) == list(range(-1, 700))
+
+
+def test_a_script_that_ends_while_another_supervisor_is_looked_for_loses_nothing(tmp_path: Path) -> None:
+    """Its helper thread sends what was called last, notices that nobody is there, and is kept from starting another one."""
+    gate, ran = tmp_path / "gate", tmp_path / "ran"
+    (tmp_path / "script.py").write_text(
+        "import sys, time\n"
+        "from tests.tasks import app, note, wait_for\n"
+        f"held = wait_for({str(gate)!r})\n"
+        "app._cluster.sync()\n"
+        "print(app.report()['pid'], flush=True)\n"
+        "sys.stdin.readline()\n"
+        f"note({str(ran)!r}, 1)\n"
+        "while not app._cluster._is_changing:\n"
+        "    time.sleep(0.001)\n"
+        "print('ends', flush=True)\n"
+    )
+    with talking_script(tmp_path) as script:
+        assert script.stdin is not None
+        assert script.stdout is not None
+        supervisor = psutil.Process(int(script.stdout.readline()))
+        supervisor.kill()
+        wait_until(lambda: not is_alive(supervisor), "it is gone")
+        with FileLock(launch.paths_of(tasks.app.conf.state_path, tasks.app.app_id).start_lock):
+            script.stdin.write("\n")
+            script.stdin.flush()
+            assert script.stdout.readline() == "ends\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                script.wait(0.5)
+        gate.touch()
+        assert script.wait(30) == 0
+    wait_until(ran.exists, "what was called last has run")
+
+
+def test_a_script_whose_last_calls_are_lost_says_so(
+    run_python: Callable[..., Finished], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    script = (
+        "import os, signal, time\n"
+        "from tests.tasks import app, note, wait_for\n"
+        f"held = wait_for({str(gate)!r})\n"
+        "app._cluster.sync()\n"
+        "pid = app.report()['pid']\n"
+        "os.rename('state', 'moved'), open('state', 'w').close()\n"
+        "os.kill(pid, signal.SIGKILL)\n"
+        "while os.path.exists(f'/proc/{pid}') and open(f'/proc/{pid}/stat').read().split()[2] != 'Z':\n"
+        "    time.sleep(0.001)\n"
+        "note('ran', 1)\n"
+    )
+    finished = run_python({"script.py": script}, "script.py", PYTHONPATH=str(PROJECT), PYNENC__STATE_DIR="state")
+    assert finished.code == 0
+    assert "not all calls were acknowledged: the state directory" in finished.err
+    assert len(finished.err.splitlines()) == 1
+    # Whoever comes next takes away what the killed supervisor has left.
+    gate.touch()
+    configure(monkeypatch, STATE_DIR=tmp_path / "project" / "moved")
+    assert tasks.add(1, 2).result == 3
 
 
 def test_a_script_that_has_changed_its_directory_finds_its_work_again(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from pynenc.exceptions import RunnerError
 from tests import tasks
-from tests.conftest import Finished, all_gone, wait_until
+from tests.conftest import Finished, all_gone, configure, wait_until
 
 RunPython = Callable[..., Finished]
 
@@ -47,6 +48,8 @@ def in_child(act: Callable[[], None]) -> int:
         act()
         tasks.app.close()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -95,14 +98,19 @@ def test_fifty_clients_make_a_thousand_calls_each_at_one_supervisor(tmp_path: Pa
     assert (counts.calls, counts.succeeded) == (CLIENTS * CALLS + 1, CLIENTS * CALLS + 1)
 
 
-def test_a_child_that_is_forked_while_a_batch_is_open_and_a_thread_waits_has_its_own_calls(tmp_path: Path) -> None:
+def test_a_child_that_is_forked_while_a_batch_is_open_and_a_thread_waits_has_its_own_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(
+        monkeypatch, NUM_WORKERS=6
+    )  # Four of them have to wait: no call of the parent may end before the child has asked.
     gate, marks = tmp_path / "gate", tmp_path / "marks"
     held = tasks.wait_for(str(gate))
     done = tasks.add(1, 1)
     assert done.result == 2
     waiting = threading.Thread(target=held.wait)
     waiting.start()
-    opened = [tasks.note(str(marks), x) for x in range(3)]
+    opened = [tasks.note_behind(str(gate), str(marks), x) for x in range(3)]
 
     def child() -> None:
         for parents in (held, *opened):
