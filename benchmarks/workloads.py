@@ -101,7 +101,7 @@ def skewed_tail(name: str) -> float:
 
 
 COLD = {
-    "pynenc": "from benchmarks.tasks import app, noop_task; app.conf.num_workers = 2; assert noop_task(1).result == 1",
+    "pynenc": "from jobs import app, noop; app.conf.num_workers = 2; assert noop(1).result == 1",
     "Pool": "from benchmarks.tasks import noop; from multiprocessing import get_context\n"
     "if __name__ == '__main__':\n p = get_context('fork').Pool(2); assert p.apply(noop, (1,)) == 1; p.close(); p.join()",
     "ProcessPoolExecutor": "fork",
@@ -124,8 +124,10 @@ def cold_start(name: str) -> float:
         raise ImportError(f"{name} has no cold start here")
     program = COLD[name]
     with tempfile.TemporaryDirectory() as directory:
-        # The peers get a module that imports nothing, not even pynenc.
-        Path(directory, "plain.py").write_text("def noop(x):\n    return x\n")
+        # Each gets a module with nothing else in it; that of the peers imports nothing, not even pynenc.
+        noop = "def noop(x):\n    return x\n"
+        Path(directory, "plain.py").write_text(noop)
+        Path(directory, "jobs.py").write_text(f"from pynenc import Pynenc\napp = Pynenc()\n@app.task\n{noop}")
         text = _FUTURES.format(method=program) if program in ("fork", "spawn") else program
         script = Path(directory, "script.py")
         script.write_text(text.replace("from benchmarks.tasks import noop;", "from plain import noop;"))
@@ -329,7 +331,7 @@ def client_memory(name: str) -> float:
 
 def disk(name: str) -> float:
     """Bytes of the database for each no-op call of a bulk map."""
-    from pynenc.client.launch import paths_of
+    from pynenc.client.paths import paths_of
 
     tasks.app.conf.num_workers = WORKERS
     count = 1_000_000

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pynenc.blobs.ref import BlobRef
     from pynenc.broker import Broker
+    from pynenc.client.beginning import BegunSupervisor
     from pynenc.client.resuming import Resumed
     from pynenc.client.runner import ClusterRunner
     from pynenc.conf.config_pynenc import ConfigPynenc
@@ -77,6 +78,8 @@ class Pynenc:
         self.tasks: dict[str, Task[Any, Any]] = {}
         self._lock = threading.RLock()
         self._imports_in = 0
+        self._has_begun = False
+        self._begun: BegunSupervisor | None = None
         self._number = next(_numbers.setdefault(self.app_id, count()))
         if _apps.setdefault(self.app_id, self) is not self:
             _further[self.app_id, self._number] = self
@@ -246,12 +249,39 @@ class Pynenc:
             self.state_backend.close()
         if "_cluster" in self.__dict__:
             self._cluster.close()
+        if (begun := self.take_begun()) is not None:
+            begun.abandon()
         self.conf.look_anew()
 
     @property
     def runner(self) -> Runner:
         """What runs the calls just now: the local cluster, or this process in synchronous mode."""
-        return self._synchronous if self.conf.force_sync else self._cluster  # per call
+        if self.conf.force_sync:  # per call
+            return self._synchronous
+        return self._cluster if "_cluster" in self.__dict__ else self._cluster_for_calls()
+
+    def _cluster_for_calls(self) -> ClusterRunner:
+        """The cluster, for a first call. What can be done meanwhile is: a supervisor that does not run yet starts."""
+        with self._lock:  # Several threads may make their first calls at once.
+            if not self._has_begun:
+                self._has_begun = True
+                from pynenc.client.beginning import begin_unless_running
+
+                self._begun = begin_unless_running(self.conf.state_path, self.app_id)
+        try:
+            return self._cluster
+        except BaseException:
+            if (begun := self.take_begun()) is not None:
+                begun.abandon()
+            raise
+
+    def take_begun(self) -> BegunSupervisor | None:
+        """The interpreter that was begun for a supervisor, should one have to be started; once."""
+        begun, self._begun = self._begun, None
+        if begun is not None and not begun.is_own:
+            begun.abandon()
+            return None
+        return begun
 
     @cached_property
     def _cluster(self) -> ClusterRunner:
@@ -350,7 +380,8 @@ class Pynenc:
     def state_backend(self) -> StateBackend:
         """Reads what is stored about invocations."""
         from pynenc import context
-        from pynenc.client.launch import check_state_dir, paths_of
+        from pynenc.client.launch import check_state_dir
+        from pynenc.client.paths import paths_of
         from pynenc.state_backend import StateBackend
 
         inside = context.own_supervisor(self.app_id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.exceptions import CycleDetectedError, SerializationError
-from pynenc.prepared import PreparedCall
+from pynenc.prepared import PreparedCall, args_from, call_of, freeze_call
 from pynenc.protocol.messages import split_number
 from pynenc.serializer import Frozen
 
@@ -70,7 +70,7 @@ class Caller:
             # As part of a `parallelize` it is looked at before its large buffers are blobs.
             isinstance(entry, Frozen) and len(entry) > LARGE_BYTES and identity_of(task, entry, True) in self._calls
         ):
-            arguments = task.args_from(entry)
+            arguments = args_from(task, entry)
             running = context.current()
             above = running.invocation() if running is not None else None
             raise CycleDetectedError(circle(task, lambda: arguments, above) or [_in_words(task, arguments)] * 2)
@@ -83,7 +83,7 @@ class Caller:
 
     def check_item(self, task: Task[Any, Any], item: Any) -> None:
         """Refuse an item of a `parallelize` that is one of the calls above."""
-        self.check(task, task.freeze_call(*task.call_of(item)))
+        self.check(task, freeze_call(task, *call_of(task, item)))
 
 
 def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen, by_value: bool = False) -> bytes:
@@ -96,7 +96,7 @@ def identity_of(task: Task[Any, Any], entry: tuple[Any, ...] | Frozen, by_value:
     collector = context.collector
     outer, collector.comparing = collector.comparing, True
     try:
-        return task.identity + task.args_from(entry).digest[:size]
+        return task.identity + args_from(task, entry).digest[:size]
     except Exception:  # the user's own pickling: what came once may not go back
         if not isinstance(entry, Frozen):
             raise

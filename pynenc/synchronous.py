@@ -19,7 +19,7 @@ from pynenc.invocation.synchronous import (
     SynchronousInvocationGroup,
 )
 from pynenc.lineage import call_in_words, circle
-from pynenc.prepared import CallKeys, PreparedCall
+from pynenc.prepared import CallKeys, PreparedCall, args_from, call_of, prepare
 from pynenc.protocol.messages import DEFAULT_DELAY, NOT_RETRIABLE
 from pynenc.serializer import Frozen, dumps, freeze, loads
 
@@ -57,11 +57,11 @@ class SynchronousRunner:
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> SynchronousInvocation[Any, Any]:
         """Run one call."""
-        call = task.prepare(args, kwargs)
+        call = prepare(task, args, kwargs)
         entry, keys, depended_on = call[:3] if isinstance(call, PreparedCall) else (call, CallKeys(), ())
         parent = context.current()
         invocation: SynchronousInvocation[Any, Any] = SynchronousInvocation(
-            task, lambda: task.args_from(entry), parent.invocation() if parent else None
+            task, lambda: args_from(task, entry), parent.invocation() if parent else None
         )
         self._alive[invocation.invocation_id] = invocation
         if parent is not None and task.conf.cycle_control:
@@ -89,13 +89,13 @@ class SynchronousRunner:
         """Run a call for each item. A name means nothing here: nothing is stored."""
         invocations = []
         for item in items:
-            args, kwargs = task.call_of(item, common)
+            args, kwargs = call_of(task, item, common)
             invocations.append(self.submit(task, args, {**kwargs, **common}))
         return SynchronousInvocationGroup(task, invocations)
 
     def stream(self, task: Task[Any, Any], items: Iterable[Any], ordered: bool, in_flight: int | None) -> Iterator[Any]:
         """Run a call for each item as its result is taken."""
-        return (self.submit(task, *task.call_of(item)).result for item in items)
+        return (self.submit(task, *call_of(task, item)).result for item in items)
 
     def put(self, value: Any) -> BlobRef[Any]:
         """Keep a value, as it is now, for many calls."""

@@ -8,18 +8,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic
 
 from pynenc import context
-from pynenc.arguments import Arguments
-from pynenc.exceptions import InvalidTaskOptionsError, RetryError, SerializationError, TaskError
-from pynenc.execution import is_coroutine_function, runnable
+from pynenc.exceptions import InvalidTaskOptionsError, RetryError, TaskError
 from pynenc.module_paths import check_importable, found_by_path
-from pynenc.prepared import PreparedCall
-from pynenc.serializer import Freezes, Frozen, Referring, all_plain, dumps, loads
 from pynenc.types import Func, Params, Result
 
 if TYPE_CHECKING:
     import logging
 
     from pynenc.app import Pynenc
+    from pynenc.arguments import Arguments
     from pynenc.conf.config_task import ConfigTask
     from pynenc.invocation.base_invocation import BaseInvocation, BaseInvocationGroup
     from pynenc.keys import KeyRules
@@ -87,6 +84,8 @@ class Task(Generic[Params, Result]):
             TypeError: The arguments do not fit the function, or one of them cannot be pickled.
         """
         if kwargs or not self._fewest <= len(args) <= self._most:  # per call
+            from pynenc.arguments import Arguments
+
             Arguments.from_call(self.func, *args, **kwargs)
         return self.app.runner.submit(self, args, kwargs)
 
@@ -100,6 +99,8 @@ class Task(Generic[Params, Result]):
         Raises:
             TypeError: They do not fit the function.
         """
+        from pynenc.arguments import Arguments
+
         return Arguments.from_call(self.func, *args, **kwargs)
 
     def parallelize(
@@ -289,44 +290,20 @@ class Task(Generic[Params, Result]):
     @property
     def is_async(self) -> bool:
         """Whether it is an `async def` function."""
+        from pynenc.execution import is_coroutine_function
+
         return is_coroutine_function(self.func)
 
     @cached_property
     def runnable(self) -> Callable[..., Any]:
         """The function as a worker calls it."""
+        from pynenc.execution import runnable
+
         return runnable(self.func)
 
     def takes_positional(self, count: int) -> bool:
         """Whether the function can be called with so many positional arguments and nothing else."""
         return self._fewest <= count <= self._most
-
-    def call_of(
-        self, item: tuple[Any, ...] | dict[str, Any] | Arguments, common: Mapping[str, Any] | None = None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that an item of `parallelize` stands for, without those that all items share.
-
-        Raises:
-            TypeError: It stands for none, or they do not fit the function.
-        """
-        if isinstance(item, tuple):
-            if common or not self.takes_positional(len(item)):
-                Arguments.from_call(self.func, *item, **(common or {}))
-            return tuple(item), {}  # Also of a subclass: it stands for the values in it.
-        if isinstance(item, dict):
-            if common and (twice := sorted(common.keys() & item.keys())):
-                raise TypeError(f"{self.task_id}: {', '.join(twice)} is in an item and in common_args")
-            Arguments.from_call(self.func, **item, **(common or {}))
-            return (), dict(item)
-        if isinstance(item, Arguments) and common:
-            raise TypeError(
-                f"{self.task_id}: task.args(...) binds all arguments; with common_args use tuples or dictionaries"
-            )
-        if isinstance(item, Arguments):
-            return item.to_call(self.func)
-        raise TypeError(
-            f"{self.task_id}: parallelize takes tuples (positional arguments), dictionaries (keyword arguments) and "
-            f"task.args(...), not {type(item).__name__}: for one argument write (value,)"
-        )
 
     @cached_property
     def identity(self) -> bytes:
@@ -343,92 +320,6 @@ class Task(Generic[Params, Result]):
         from pynenc.keys import KeyRules
 
         return KeyRules.of(self)
-
-    def freeze_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], freezer: Freezes | None = None
-    ) -> tuple[Any, ...] | Frozen | PreparedCall:
-        """The arguments of a call, ready to travel; with the invocations among them, whose results it takes.
-
-        Args:
-            args: The positional arguments.
-            kwargs: The keyword arguments.
-            freezer: Writes large buffers to blobs; without one they are pickled.
-
-        Raises:
-            TypeError: One of them cannot be pickled; names the parameter.
-        """
-        if not kwargs and all_plain(args):  # per call
-            return args
-        arguments = args if not kwargs else [args, kwargs] if args else kwargs
-        collector = context.collector
-        outer = collector.app, collector.found, collector.blobs
-        collector.app, collector.found, collector.blobs = self.app, [], []
-        try:
-            frozen = Frozen(dumps(arguments)) if freezer is None else freezer.frozen(arguments)
-            # What is pickled by value after all has been pickled twice.
-            found, blobs = tuple(dict.fromkeys(collector.found)), tuple(dict.fromkeys(collector.blobs))
-        except SerializationError as error:
-            raise self._unpicklable(args, kwargs, error) from error
-        finally:
-            collector.app, collector.found, collector.blobs = outer
-        if isinstance(frozen, Referring):
-            blobs = (*frozen.references, *blobs)
-            frozen = Frozen(frozen)
-        return PreparedCall(frozen, dependencies=found, blobs=blobs) if found or blobs else frozen
-
-    def prepare(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        common: Mapping[str, Any] | None = None,
-        freezer: Freezes | None = None,
-    ) -> tuple[Any, ...] | Frozen | PreparedCall:
-        """The arguments of a call, ready to travel, with its keys if its task has rules about them.
-
-        Args:
-            args: The positional arguments.
-            kwargs: The keyword arguments.
-            common: The keyword arguments that it shares with others, which travel apart.
-            freezer: Writes large buffers to blobs.
-        """
-        entry = self.freeze_call(args, kwargs, freezer)
-        rules = self.key_rules
-        if rules is None or not rules.by_arguments:
-            return entry
-        keys = rules.keys_of(Arguments.from_call(self.func, *args, **kwargs, **(common or {})))
-        if isinstance(entry, PreparedCall):
-            return entry._replace(keys=keys)
-        return PreparedCall(entry, keys)
-
-    def args_from(self, entry: tuple[Any, ...] | Frozen, common: Mapping[str, Any] | None = None) -> Arguments:
-        """The arguments behind a frozen call, those that it shares included; the invocations among them as such."""
-        arguments = self.thaw(entry) if isinstance(entry, Frozen) else entry
-        shared = dict(common or {})
-        if isinstance(arguments, tuple):
-            return Arguments.from_call(self.func, *arguments, **shared)
-        if isinstance(arguments, dict):
-            return Arguments.from_call(self.func, **arguments, **shared)
-        return Arguments.from_call(self.func, *arguments[0], **arguments[1], **shared)
-
-    def thaw(self, frozen: bytes) -> Any:
-        """Frozen arguments as they were; the invocations among them as such."""
-        collector = context.collector
-        outer, collector.reading = collector.reading, self.app
-        try:
-            return loads(frozen)
-        finally:
-            collector.reading = outer
-
-    def _unpicklable(self, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> TypeError:
-        import inspect
-
-        # Those that calls share are frozen without the others.
-        for name, value in inspect.signature(self.func).bind_partial(*args, **kwargs).arguments.items():
-            try:
-                dumps(value)
-            except SerializationError as found:
-                return TypeError(f"{self.task_id}(): argument {name!r}: {found}; it has to travel to another process")
-        return TypeError(f"{self.task_id}(): {error}; arguments have to travel to another process")
 
 
 def function_of(task_id: str) -> Callable[..., Any]:

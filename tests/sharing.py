@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pynenc.client.launch import paths_of
+from pynenc.client.paths import paths_of
 from tests import tasks
 
 OF_CLIENTS = ("PYNENC__STATE_DIR", "PYNENC__DEV_MODE_FORCE_SYNC_TASKS")

@@ -25,6 +25,10 @@ def run(options: argparse.Namespace) -> int:
         raise RunnerError(f"there is no script {options.script}")
     if not name.isidentifier():
         raise RunnerError(f"{file_name} cannot be imported as a module: its name is not an identifier; rename it")
+    if name in sys.stdlib_module_names and name != "test":  # Python's own tests, which nothing else imports.
+        raise RunnerError(
+            f"{file_name} would be imported in place of module {name!r} of Python's standard library; rename the script"
+        )
     if os.path.exists(os.path.join(directory, "__init__.py")):
         package, directory = _package_of(directory)
         name = f"{package}.{name}"

@@ -8,7 +8,7 @@ import signal
 from types import FrameType
 
 from pynenc.cli.apps import find_app
-from pynenc.client.launch import paths_of
+from pynenc.client.paths import paths_of
 
 
 def start(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pynenc.invocation.distributed import (
     Part,
 )
 from pynenc.lineage import unless_stuck
+from pynenc.prepared import args_from, thaw
 from pynenc.protocol.extras import Extras
 from pynenc.protocol.messages import (
     Kind,
@@ -222,8 +223,8 @@ class Asking(Session):
         entry = stored_arguments(stored.packing, stored.arguments, index)
         extras = Extras.from_bytes(stored.extras, stored.count)
         if not extras.common:
-            return task.args_from(entry)
-        return task.args_from(entry, task.thaw(app.state_backend.common_arguments(extras.common)))
+            return args_from(task, entry)
+        return args_from(task, entry, thaw(task, app.state_backend.common_arguments(extras.common)))
 
     def arguments_in_short(self, submission: Submission, index: int) -> str:
         """The arguments in few words, read back from the state backend; large ones are left where they are."""
@@ -308,18 +309,22 @@ class Asking(Session):
         return DistributedInvocationGroup(task, self, parts)
 
     def ask_to_purge(self) -> dict[str, Any]:
-        """Have all invocations forgotten; a supervisor that is started for that takes nothing up."""
-        self._takes_up = False
-        try:
-            return self.ask("purge")
-        finally:
-            self._takes_up = True
+        """Have all invocations forgotten."""
+        return self._ask_before_it_takes_up("purge")
 
     def ask_to_resume(self) -> tuple[int, dict[str, Any]]:
         """Have taken up what nobody runs; under which number its end is told, and which batches that are."""
         ended = next(self._tokens)
         self._resuming.add(ended)
-        return ended, self.ask("resume", ended=ended)
+        return ended, self._ask_before_it_takes_up("resume", ended=ended)
+
+    def _ask_before_it_takes_up(self, what: str, **fields: Any) -> dict[str, Any]:
+        """Ask about what is left: a supervisor that is started for that takes nothing up by itself, which might run before."""
+        self._takes_up = False
+        try:
+            return self.ask(what, **fields)
+        finally:
+            self._takes_up = True
 
     def wait_resumed(self, ended: int, timeout: float | None) -> bool:
         """Wait for the end of what was resumed; whether it has come.

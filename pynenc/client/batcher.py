@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pynenc import context
 from pynenc.exceptions import RunnerError, asked_in_handler
 from pynenc.named_tuples import NamedTuple
-from pynenc.prepared import PreparedCall, extras_of
+from pynenc.prepared import PreparedCall, call_of, extras_of, freeze_call, prepare
 from pynenc.protocol.extras import NONE, Extras
 from pynenc.protocol.messages import MAX_BATCH_BYTES, MAX_BATCH_CALLS, Packing
 from pynenc.runner import Submission
@@ -304,7 +304,7 @@ class Chunks:
         fitting = -1
         if self._has_keys or self._common:
             for item in items:
-                yield task.prepare(*task.call_of(item, self._common), self._common, self._freezer)
+                yield prepare(task, *call_of(task, item, self._common), self._common, self._freezer)
             return
         for item in items:  # per call
             if type(item) is tuple and (len(item) == fitting or task.takes_positional(len(item))):
@@ -315,7 +315,7 @@ class Chunks:
                 else:
                     yield item
                     continue
-            yield task.freeze_call(*task.call_of(item), self._freezer)
+            yield freeze_call(task, *call_of(task, item), self._freezer)
 
 
 def is_collection(items: Iterable[Any]) -> bool:

@@ -29,6 +29,7 @@ from pynenc.protocol.authentication import CHALLENGE_BYTES, PROOF_BYTES, is_proo
 from pynenc.protocol.frames import READ_BYTES, FrameReader, frame
 from pynenc.protocol.messages import VERSION, Kind, json_frame, json_from
 from pynenc.protocol.run_file import Address
+from pynenc.system.descriptors import is_open
 from pynenc.system.sockets import NO_SIGPIPE, spare_sigpipe
 
 LONGEST_S = 1e6
@@ -302,7 +303,7 @@ class Connection:
         # It may have gone just now, and perhaps said why: the next frame, or its absence, tells.
         with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
             # What workers print for this client is to appear where this process prints.
-            outputs = [fd if _is_open(fd) else nowhere.fileno() for fd in (1, 2)]
+            outputs = [fd if is_open(fd) else nowhere.fileno() for fd in (1, 2)]
             socket.send_fds(self._socket, [proof], outputs)
         welcome = self._next_frame(Kind.WELCOME)
         if not is_proof(welcome[:PROOF_BYTES], key, mine, b"supervisor"):
@@ -362,11 +363,3 @@ def stop_calls_of(connection: Connection, timeout: float) -> int:
         return int(answers[0]["kept"]) if answers else 0
     finally:
         other.close()
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True

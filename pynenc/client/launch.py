@@ -16,11 +16,12 @@ import stat
 import time
 from typing import Any
 
+from pynenc.client.beginning import BegunSupervisor
+from pynenc.client.paths import Paths
 from pynenc.exceptions import RunnerError, SupervisorLostError
-from pynenc.named_tuples import NamedTuple
 from pynenc.protocol import run_file
 from pynenc.protocol.run_file import Address
-from pynenc.system.boot import Started, boot_path, start_module
+from pynenc.system.boot import boot_path
 from pynenc.system.descriptors import lifted, open_private
 from pynenc.system.lock import FileLock
 
@@ -29,22 +30,6 @@ HIDDEN_S = 8.0
 
 MAX_ADDRESS_BYTES = 100
 """Systems allow 104 to 108 bytes for the path of a socket."""
-
-
-class Paths(NamedTuple):
-    """The files of one app in its state directory."""
-
-    database: str
-    start_lock: str
-    run_file: str
-    log: str
-    workers_lock: str
-
-
-def paths_of(state_dir: str, app_id: str) -> Paths:
-    """The files of an app; the app's id is made a safe file name."""
-    name = "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):x}" for c in app_id)
-    return Paths(*(os.path.join(state_dir, name + ending) for ending in (".db", ".lock", ".run", ".log", ".workers")))
 
 
 def prepare_state_dir(state_dir: str) -> None:
@@ -133,8 +118,10 @@ def connect(address: Address) -> socket.socket | None:
     return connection
 
 
-def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket, Address]:
-    """A connection to the supervisor; it is started when none runs.
+def find_or_start(
+    paths: Paths, settings: dict[str, Any], begun: BegunSupervisor | None = None
+) -> tuple[socket.socket, Address]:
+    """A connection to the supervisor; it is started when none runs, with the interpreter that was begun for it if one was.
 
     Raises:
         RunnerError: It did not start; says why.
@@ -145,7 +132,7 @@ def find_or_start(paths: Paths, settings: dict[str, Any]) -> tuple[socket.socket
             if found is not None:
                 return found
             _remove_leftovers(paths)
-            address, _ = _start_at_new_address(paths, settings, paths.log)
+            address, _ = _start_at_new_address(paths, settings, paths.log, begun)
             connection = connect(address)
     except _HiddenError:
         found = _find_hidden(paths)
@@ -199,51 +186,49 @@ def start_staying(paths: Paths, settings: dict[str, Any], log: str | None) -> in
         raise _unusable(os.path.dirname(paths.start_lock), error) from error
 
 
-def _start_at_new_address(paths: Paths, settings: dict[str, Any], log: str | None) -> tuple[Address, int]:
+def _start_at_new_address(
+    paths: Paths, settings: dict[str, Any], log: str | None, begun: BegunSupervisor | None = None
+) -> tuple[Address, int]:
     address = _new_address(paths)
+    whole = {
+        **settings,
+        "address": address.path,
+        "key": address.key.hex(),
+        "database": paths.database,
+        "start_lock": paths.start_lock,
+        "workers_lock": paths.workers_lock,
+        "run_file": paths.run_file,
+        "boot_path": boot_path(),
+        "log": log,
+    }
     try:
-        return address, _start(paths, address, settings, log).pid
+        # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
+        if log is not None:
+            os.close(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+        supervisor = begun or BegunSupervisor()
+        try:
+            _start(supervisor, whole, paths.log)
+        finally:
+            supervisor.abandon()
     except BaseException:
         _remove_leftovers(paths)
         raise
+    return address, supervisor.process.pid
 
 
-def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | None) -> Started:
+def _start(supervisor: BegunSupervisor, settings: dict[str, Any], log: str) -> None:
+    """Have it serve, and wait until it does."""
     timeout_s: float = settings["start_timeout_s"]
-    ready, theirs = map(lifted, os.pipe())
-    try:
-        whole = {
-            **settings,
-            "address": address.path,
-            "key": address.key.hex(),
-            "database": paths.database,
-            "start_lock": paths.start_lock,
-            "workers_lock": paths.workers_lock,
-            "run_file": paths.run_file,
-            "boot_path": boot_path(),
-            "ready_fd": theirs,
-        }
-        with contextlib.ExitStack() as stack:
-            output = None
-            # It does not print to the terminal of whoever started it: that may go away, or wait for its end.
-            if log is not None:
-                output = lifted(open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
-                stack.callback(os.close, output)
-            process = start_module("pynenc.supervisor.main", whole, (theirs,), output=output, new_session=True)
-    except BaseException:
-        os.close(ready)
-        raise
-    finally:
-        os.close(theirs)
+    supervisor.tell(settings)
+    process = supervisor.process
     try:
         import pynenc.state_backend  # noqa: F401  # It is needed soon, and brings SQLite; the supervisor starts meanwhile.
 
-        with open(ready) as pipe:
-            poll = select.poll()  # select(2) knows no descriptors above 1023.
-            poll.register(pipe, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
-            told = pipe.read()
+        poll = select.poll()  # select(2) knows no descriptors above 1023.
+        poll.register(supervisor.ready, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            raise RunnerError(f"the supervisor did not start within {timeout_s:g} s (start_timeout_s)")
+        told = supervisor.ready.read()
     except BaseException:  # Also Ctrl-C: nobody would ever come to it.
         process.kill()
         raise
@@ -251,12 +236,11 @@ def _start(paths: Paths, address: Address, settings: dict[str, Any], log: str | 
         status = process.wait()
         if status is not None and os.WIFSIGNALED(status):
             raise SupervisorLostError(f"the supervisor was killed by signal {os.WTERMSIG(status)} while it started")
-        raise RunnerError(f"the supervisor ended while it started; its log tells why: {paths.log}")
+        raise RunnerError(f"the supervisor ended while it started; its log tells why: {log}")
     answer = json.loads(told)
     if "error" in answer:
         kind = _HiddenError if answer.get("is_hidden") else RunnerError
         raise kind(f"the supervisor could not start: {answer['error']}")
-    return process
 
 
 def _new_address(paths: Paths) -> Address:

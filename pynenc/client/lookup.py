@@ -19,7 +19,7 @@ from pynenc.exceptions import (
     NamedGroupChangedError,
 )
 from pynenc.invocation.distributed import Part, Reuse
-from pynenc.prepared import CallKeys, PreparedCall
+from pynenc.prepared import CallKeys, PreparedCall, args_from, prepare
 from pynenc.protocol.extras import KEY_BYTES, NONE, Extras, key_at
 from pynenc.protocol.messages import MAX_BATCH_CALLS, split_number
 from pynenc.runner import Submission
@@ -108,7 +108,7 @@ class Lookup:
         submission = self._submission(batch)
         if different is None:
             return Part(submission, index, index + 1, Reuse())
-        arguments = self._task.args_from(different.entry, self._common)
+        arguments = args_from(self._task, different.entry, self._common)
         if self._task.conf.on_diff_non_key_args_raise:
             there = submission.runner.arguments_of(self._task, submission, index)
             raise InvocationConcurrencyWithDifferentArgumentsError(
@@ -264,7 +264,7 @@ def with_digest(
     """A call of a named group, with the digest of its arguments."""
     from pynenc.arguments import Arguments
 
-    call = task.prepare(args, kwargs, common, freezer)
+    call = prepare(task, args, kwargs, common, freezer)
     digest = Arguments.from_call(task.func, *args, **kwargs, **common).digest[:KEY_BYTES]
     if isinstance(call, PreparedCall):
         return call._replace(keys=call.keys._replace(arguments=digest))

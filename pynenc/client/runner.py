@@ -20,7 +20,7 @@ from pynenc.invocation.distributed import (
     ReusedDistributedInvocation,
     whole,
 )
-from pynenc.prepared import PreparedCall
+from pynenc.prepared import PreparedCall, call_of, freeze_call, prepare
 from pynenc.protocol.extras import Dependency, Extras, dependencies_column
 from pynenc.protocol.messages import (
     MAX_BATCH_CALLS,
@@ -45,7 +45,7 @@ class ClusterRunner(Asking):
     ) -> DistributedInvocation[Any, Any]:
         """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
         plain = not kwargs and task.key_rules is None and all_plain(args)  # per call
-        entry = args if plain else task.prepare(args, kwargs, freezer=self.blobs.freezer)
+        entry = args if plain else prepare(task, args, kwargs, freezer=self.blobs.freezer)
         if self._connection is None or self._connection.lost is not None:
             self._connect()
         if context.worker_of is not None:
@@ -107,10 +107,10 @@ class ClusterRunner(Asking):
         from pynenc.client.lookup import Lookup, NamedGroup, joined, with_digest
 
         if name is not None:
-            named = (with_digest(task, *task.call_of(item, common), common, freezer) for item in items)
+            named = (with_digest(task, *call_of(task, item, common), common, freezer) for item in items)
             return joined(NamedGroup(self, task, name, constant).parts_of(named))
         lookup = Lookup(self, task, constant, common)
-        calls = (task.prepare(*task.call_of(item, common), common, freezer) for item in items)
+        calls = (prepare(task, *call_of(task, item, common), common, freezer) for item in items)
         parts: list[Part] = []
         while chunk := [call for call in islice(calls, self._batch_calls(task)) if isinstance(call, PreparedCall)]:
             parts += lookup.parts_of(chunk)
@@ -120,7 +120,7 @@ class ClusterRunner(Asking):
         self, task: Task[Any, Any], common: dict[str, Any], constant: Extras, freezer: Freezes
     ) -> Extras:
         """Send what all calls of a group share, and have the calls refer to it."""
-        entry = task.freeze_call((), common, freezer)
+        entry = freeze_call(task, (), common, freezer)
         if isinstance(entry, PreparedCall):
             on = [Dependency(0, *one) for one in entry.dependencies]
             blobs = b"".join(blob.to_bytes() for blob in dict.fromkeys(entry.blobs))

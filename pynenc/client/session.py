@@ -19,6 +19,7 @@ from pynenc.client.connection import Connection, stop_calls_of
 from pynenc.client.declarations import Declarations
 from pynenc.client.handover import Handover
 from pynenc.client.lost import LostRunner, anew, not_ours
+from pynenc.client.paths import Paths, paths_of
 from pynenc.exceptions import RunnerError, SupervisorLostError, asked_in_handler
 from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
@@ -41,6 +42,7 @@ from pynenc.runner import RemoteRunner, Submission
 
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
+    from pynenc.client.beginning import BegunSupervisor
     from pynenc.client.blobs import ClientBlobs
     from pynenc.lineage import Caller
     from pynenc.task import Task
@@ -192,7 +194,7 @@ class Session:
         """Start a supervisor that stays when its clients have left; its pid."""
         app = self._the_app()
         launch.prepare_state_dir(app.conf.state_path)
-        return launch.start_staying(launch.paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
+        return launch.start_staying(paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -215,7 +217,7 @@ class Session:
             if context.own_supervisor(app.app_id) is not None:
                 self._begin()
                 return True
-            paths = launch.paths_of(app.conf.state_path, app.app_id)
+            paths = paths_of(app.conf.state_path, app.app_id)
             found = launch.find_running(paths)
             if found is None:
                 return False
@@ -238,6 +240,14 @@ class Session:
     def _begin(self) -> None:
         if self._is_connected():
             return
+        begun = self._the_app().take_begun()
+        try:
+            self._begin_anew(begun)
+        finally:
+            if begun is not None:
+                begun.abandon()
+
+    def _begin_anew(self, begun: BegunSupervisor | None) -> None:
         if self._is_interrupted:
             raise self._why_interrupted()
         app = self._the_app()
@@ -253,11 +263,11 @@ class Session:
         if context.worker_of is None:
             process.watch()
         launch.prepare_state_dir(app.conf.state_path)
-        paths = launch.paths_of(app.conf.state_path, app.app_id)
+        paths = paths_of(app.conf.state_path, app.app_id)
         app.use_database(paths.database)
         self._is_connecting = True
         try:
-            self._find_or_start(paths)
+            self._find_or_start(paths, begun)
         except Exception:
             self._is_connecting = False
             raise
@@ -267,14 +277,15 @@ class Session:
             self._leave()
             raise self._why_interrupted()
 
-    def _find_or_start(self, paths: launch.Paths) -> None:
+    def _find_or_start(self, paths: Paths, begun: BegunSupervisor | None) -> None:
         for attempt in range(GREETINGS):
             try:
                 settings = {**self._the_app().supervisor_settings(), "takes_up": self._takes_up}
-                self._greet(*launch.find_or_start(paths, settings))
+                self._greet(*launch.find_or_start(paths, settings, begun))
                 return
             except SupervisorLostError:
                 # One that is just being killed still takes connections for a moment.
+                begun = None
                 if attempt == GREETINGS - 1:
                     raise
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pynenc.blobs.references import refers, size_of_column
 from pynenc.client.batcher import Chunks, constant_of
 from pynenc.invocation.distributed import DistributedInvocation, wait_stretches, whole
+from pynenc.prepared import call_of
 from pynenc.protocol.messages import Packing, invocation_number
 from pynenc.runner import Submission
 from pynenc.serializer import LazyFreezer
@@ -110,7 +111,7 @@ def _stream_calls(
     while True:
         try:
             for item in islice(source, (in_flight or FIRST_IN_FLIGHT) - len(under_way)):
-                under_way.append(runner.submit(task, *task.call_of(item)))
+                under_way.append(runner.submit(task, *call_of(task, item)))
         except Exception as error:  # the user's own iterator, or no valid call
             source, failure = iter(()), error
         if not under_way:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum, StrEnum
 from typing import Any, ClassVar
@@ -261,6 +260,8 @@ def options_to_json(options: Mapping[str, Any]) -> str:
     >>> options_from_json(options_to_json({"retry_for": (ValueError,)}))
     {'retry_for': (<class 'ValueError'>,)}
     """
+    import json
+
     return json.dumps({name: _to_plain(value) for name, value in options.items()})
 
 
@@ -280,6 +281,8 @@ def untravelled(options: Mapping[str, Any]) -> str | None:
 
 def options_from_json(text: str) -> dict[str, Any]:
     """The options that `options_to_json` wrote."""
+    import json
+
     return {name: _from_plain(value) for name, value in json.loads(text).items()}
 
 

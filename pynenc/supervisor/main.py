@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from pynenc.supervisor.fork_server import ForkServerProcess
 from pynenc.system.boot import all_is_imported
+from pynenc.system.descriptors import open_private
 from pynenc.system.lock import FileLock
 
 WORKERS_END_S = 10.0
@@ -20,6 +21,7 @@ def main(settings: dict[str, Any]) -> None:
     """Start the fork server, then serve. What serving needs is imported while the fork server starts."""
     # The fork server and its workers hold it as long as one of them lives: nothing runs twice at the same time.
     try:
+        _print_to(settings["log"])
         workers_lock = FileLock(settings["workers_lock"])
         if not workers_lock.acquire_within(WORKERS_END_S):
             _tell_and_end(settings["ready_fd"], _who_still_runs(settings["workers_lock"]), is_hidden=True)
@@ -33,6 +35,15 @@ def main(settings: dict[str, Any]) -> None:
 
     all_is_imported()
     serve(settings, fork_server)
+
+
+def _print_to(log: str | None) -> None:
+    """Print to a file from now on, if there is one: the terminal of whoever started this may go away, or wait for its end."""
+    if log is not None:
+        output = open_private(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
 
 
 def _who_still_runs(workers_lock: str) -> str:

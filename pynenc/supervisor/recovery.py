@@ -232,7 +232,9 @@ class Recovery:
         self._take_up_all(self._judged([*own, *others], client))
 
     def resume(self, resumption: Resumption) -> None:
-        """Take up all that is shelved; the resumption is of that and of all else that was taken up here."""
+        """Take up all that is left and all that is shelved; the resumption is of that and of all else that was taken up here."""
+        if not self.has_begun:
+            self.begin()
         self._found += self._judged(self._shelf.shelved(), resumption.client)
         self._asked.append(resumption)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
+import marshal
 import os
 import signal
 import sys
@@ -16,16 +16,23 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from pynenc.exceptions import RunnerError
-from pynenc.system.descriptors import lifted
+from pynenc.system.descriptors import is_open, lifted
 from pynenc.system.output import flush_output
 
-_PROGRAM = (
-    "import gc; gc.disable(); import json, os, sys; settings = json.load(sys.stdin.buffer); "
-    "settings['new_session'] and os.setsid(); "
-    "[os.set_inheritable(fd, False) for fd in settings['pass_fds']]; "
-    "sys.path += [p for p in settings['boot_path'] if p not in sys.path]; "
-    "from pynenc.system.boot import run; run(sys.argv[1], settings)"
-)
+_PROGRAM = """
+import gc, marshal, os, sys
+gc.disable()
+try:
+    fds, new_session, path = marshal.load(sys.stdin.buffer)
+except EOFError:  # Whoever has started it has ended meanwhile.
+    os._exit(0)
+new_session and os.setsid()
+for fd in fds:
+    os.set_inheritable(fd, False)
+sys.path += [one for one in path if one not in sys.path]
+from pynenc.system.boot import run
+run(sys.argv[1])
+"""
 
 _SWITCHES = {
     "debug": "-d",
@@ -77,25 +84,47 @@ class Started:
         return None
 
 
-def start_module(
-    module: str,
-    settings: dict[str, Any],
-    pass_fds: Sequence[int],
-    environment: Mapping[str, str] | None = None,
-    output: int | None = None,
-    new_session: bool = False,
-) -> Started:
-    """Start `module.main(settings)` in a new interpreter.
+class Begun(Started):
+    """A new interpreter that has begun to run a module, and waits to be told its settings. It ends if it never is."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        super().__init__(pid)
+        self._pipe: int | None = pipe
+
+    def tell(self, settings: dict[str, Any]) -> None:
+        """Let it go on: `module.main(settings)`."""
+        import json
+
+        self._write(json.dumps(settings).encode())
+        self.abandon()
+
+    def abandon(self) -> None:
+        """It is told nothing more, and ends by itself if it was told nothing."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            os.close(pipe)
+
+    def _write(self, told: bytes) -> None:
+        assert self._pipe is not None
+        with contextlib.suppress(BrokenPipeError), open(self._pipe, "wb", closefd=False) as file:
+            file.write(told)
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+def begin_module(
+    module: str, pass_fds: Sequence[int], environment: Mapping[str, str] | None = None, new_session: bool = False
+) -> Begun:
+    """Begin a module in a new interpreter, which imports it while its settings are found out.
 
     The interpreter does not look for modules in the working directory, where a file of the user's may have the
     name of one in the standard library.
 
     Args:
         module: What to run.
-        settings: What it is told; goes through a pipe, as JSON.
         pass_fds: Open files that it inherits under the same numbers.
         environment: Its environment variables; None for those of this process.
-        output: The open file that it prints to; None for where this process prints.
         new_session: Whether it stands apart from this process's terminal and its Ctrl-C.
 
     Raises:
@@ -106,8 +135,8 @@ def start_module(
     _reap()
     theirs, ours = map(lifted, os.pipe())
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, theirs, 0)]
-    if output is not None:
-        actions += [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    # Were one of these closed, the first file that it opens would get its number.
+    actions += [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2) if not is_open(fd)]
     # A file that is duplicated onto itself is one that the new program keeps; what that starts does not get it.
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds]
     arguments = [sys.executable, "-P", *interpreter_flags(), "-c", _PROGRAM, module]
@@ -126,10 +155,20 @@ def start_module(
         raise RunnerError(f"the interpreter {sys.executable} cannot be started: {error}") from error
     finally:
         os.close(theirs)
-    with contextlib.suppress(BrokenPipeError), open(ours, "wb") as pipe:
-        pipe.write(json.dumps({**settings, "new_session": new_session, "pass_fds": list(pass_fds)}).encode())
     _unreaped.add(pid)
-    return Started(pid)
+    begun = Begun(pid, ours)
+    # Not JSON, which takes two milliseconds to import: the same Python reads it.
+    begun._write(marshal.dumps((tuple(pass_fds), new_session, [str(path) for path in boot_path()])))
+    return begun
+
+
+def start_module(
+    module: str, settings: dict[str, Any], pass_fds: Sequence[int], environment: Mapping[str, str]
+) -> Started:
+    """Start `module.main(settings)` in a new interpreter; the arguments are those of `begin_module`."""
+    begun = begin_module(module, pass_fds, environment)
+    begun.tell(settings)
+    return begun
 
 
 def _reap() -> None:
@@ -170,9 +209,18 @@ def _become(module: str, settings: dict[str, Any], pass_fds: Sequence[int], envi
     end_with(main)
 
 
-def run(module: str, settings: dict[str, Any]) -> NoReturn:
-    """All that a new interpreter does: `module.main(settings)`."""
-    end_with(lambda: import_module(module).main(settings))
+def run(module: str) -> NoReturn:
+    """All that a new interpreter does: `module.main(settings)`, once it is told these."""
+
+    def main() -> None:
+        entered = import_module(module)
+        told = sys.stdin.buffer.read()
+        if told:  # Else whoever has begun it has no need for it.
+            import json
+
+            entered.main(json.loads(told))
+
+    end_with(main)
 
 
 def end_with(main: Callable[[], object]) -> NoReturn:

@@ -38,6 +38,15 @@ def lifted(fd: int) -> int:
         os.close(fd)
 
 
+def is_open(fd: int) -> bool:
+    """Whether a file is open under this number."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 def open_private(path: str, flags: int) -> int:
     """Open a file for this user alone, whatever the process's umask takes from one that is made.
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pynenc.client.launch import paths_of
+from pynenc.client.paths import paths_of
 from pynenc.conf.config_pynenc import ConfigPynenc
 from pynenc.exceptions import RunnerError
 from tests.chaos import workload

@@ -19,6 +19,7 @@ def blocks(page: Path) -> dict[str, str]:
     return dict(BLOCK.findall(page.read_text()))
 
 
+@pytest.mark.timeout(300)  # A page may have two dozen programs, each of which has a bound of its own.
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_blocks_of_a_page_run_in_order(page: Path, run_python: Callable[..., Finished]) -> None:
     files = blocks(page)

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pynenc import InvocationStatus
+from pynenc.client import launch
 from pynenc.exceptions import SupervisorLostError
+from pynenc.protocol.run_file import Address
 from tests import left, tasks
 from tests.conftest import PROJECT, all_gone, is_alive, supervisor, talking_script, wait_until
 from tests.left import lines_of
@@ -102,6 +106,24 @@ def test_what_is_left_is_resumed_without_the_script(tmp_path: Path, way: str) ->
     assert resumed.wait(30)
     succeeded = {one.task_id: one[1:] for one in resumed.counts}
     assert succeeded == {"tests.tasks.note": (MARKS, MARKS, 0), "tests.tasks.begin_and_wait_for": (2, 2, 0)}
+    assert lines_of(log) == list(range(MARKS))
+
+
+def test_what_is_resumed_is_counted_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor that is started to resume calls waits for that to be asked."""
+    log = leave_marks(tmp_path, "all are killed")
+
+    def find_or_start(*arguments: Any) -> tuple[socket.socket, Address]:
+        found = start(*arguments)
+        with pytest.raises(AssertionError, match="not within"):
+            wait_until(lambda: bool(lines_of(log)), "calls run already", 0.5)
+        return found
+
+    start = launch.find_or_start
+    monkeypatch.setattr(launch, "find_or_start", find_or_start)
+    resumed = tasks.app.resume()
+    assert resumed.calls == MARKS + 2
+    assert resumed.wait(30)
     assert lines_of(log) == list(range(MARKS))
 
 

@@ -26,6 +26,7 @@ import pytest
 
 from pynenc import InvocationStatus
 from pynenc.client import launch
+from pynenc.client.paths import paths_of
 from pynenc.exceptions import RunnerError, StateBackendError, SupervisorLostError, TaskTimeoutError
 from tests import rules, tasks
 from tests.conftest import Finished, own_processes, wait_until
@@ -432,7 +433,7 @@ def test_nothing_is_needed_of_the_directory_for_shared_memory(tmp_path: Path) ->
 def test_a_supervisor_without_descriptors_refuses_and_goes_on() -> None:
     assert tasks.add(1, 2).result == 3
     supervisor = psutil.Process(int(str(report()["pid"])))
-    address = launch.find(launch.paths_of(tasks.app.conf.state_path, "tests"))
+    address = launch.find(paths_of(tasks.app.conf.state_path, "tests"))
     assert address is not None
     address[0].close()
     _, hard = supervisor.rlimit(psutil.RLIMIT_NOFILE)

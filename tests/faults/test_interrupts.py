@@ -25,6 +25,7 @@ import psutil
 import pytest
 
 from pynenc.client import launch
+from pynenc.client.paths import paths_of
 from pynenc.exceptions import SupervisorLostError
 from pynenc.system.lock import FileLock
 from tests import tasks
@@ -110,18 +111,27 @@ def test_ctrl_c_without_calls_is_pythons_own(tmp_path: Path) -> None:
     assert "pynenc" not in shown
 
 
+def opens(process: psutil.Process, path: str) -> bool:
+    """Whether a process has a file open."""
+    try:
+        return any(file.path == path for file in process.open_files())
+    except psutil.Error:
+        return False
+
+
 @pytest.mark.parametrize("held", ["start_lock", "workers_lock"])
 def test_ctrl_c_while_the_supervisor_starts(tmp_path: Path, held: str) -> None:
     """Before it is started by this script, and after; the lock that the test holds keeps it from going on."""
     launch.prepare_state_dir(tasks.app.conf.state_path)
-    path = getattr(launch.paths_of(tasks.app.conf.state_path, "tests"), held)
+    path = getattr(paths_of(tasks.app.conf.state_path, "tests"), held)
     with FileLock(path), in_terminal(tmp_path, "open('begun', 'w')\nadd(1).result") as terminal:
         wait_until((tmp_path / "begun").exists, "it makes its first call")
         if held == "workers_lock":
-            wait_until(lambda: len(own_processes(marker())) > 1, "the supervisor is started")
+            log = paths_of(tasks.app.conf.state_path, "tests").log
+            wait_until(lambda: any(opens(one, log) for one in own_processes(marker())), "the supervisor is started")
         else:
             script = psutil.Process(terminal.process.pid)
-            wait_until(lambda: path in {file.path for file in script.open_files()}, "it waits for the lock")
+            wait_until(lambda: opens(script, path), "it waits for the lock")
         terminal.press(CTRL_C)
         code, shown = terminal.wait(STOPPED_S)
     assert (code, shown) == (-signal.SIGINT, "^Cpynenc: interrupted\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pynenc.client.launch import paths_of
+from pynenc.client.paths import paths_of
 from tests import examples, tasks
 from tests.conftest import PROJECT, all_gone, own_processes, wait_until
 

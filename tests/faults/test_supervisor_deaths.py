@@ -24,9 +24,9 @@ import psutil
 import pytest
 
 from pynenc import InvocationStatus, WorkerLostError
-from pynenc.client import launch
 from pynenc.client.connection import Connection
 from pynenc.client.launch import Address
+from pynenc.client.paths import paths_of
 from pynenc.exceptions import SupervisorLostError
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import Kind
@@ -150,7 +150,7 @@ def test_a_script_that_ends_while_another_supervisor_is_looked_for_loses_nothing
         supervisor = psutil.Process(int(script.stdout.readline()))
         supervisor.kill()
         wait_until(lambda: not is_alive(supervisor), "it is gone")
-        with FileLock(launch.paths_of(tasks.app.conf.state_path, tasks.app.app_id).start_lock):
+        with FileLock(paths_of(tasks.app.conf.state_path, tasks.app.app_id).start_lock):
             script.stdin.write("\n")
             script.stdin.flush()
             assert script.stdout.readline() == "ends\n"

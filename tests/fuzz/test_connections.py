@@ -25,7 +25,8 @@ import pytest
 
 from pynenc import serializer
 from pynenc.client.connection import Connection
-from pynenc.client.launch import Address, connect, paths_of
+from pynenc.client.launch import Address, connect
+from pynenc.client.paths import paths_of
 from pynenc.exceptions import ProtocolError, RunnerError, SerializationError, SupervisorLostError, WorkerLostError
 from pynenc.protocol.frames import HEADER, MAX_BODY_BYTES, MAX_UNPROVEN_BODY_BYTES, FrameReader, frame
 from pynenc.protocol.messages import Batch, Kind, Packing, Results, first_batch_of, json_frame

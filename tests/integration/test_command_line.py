@@ -55,6 +55,7 @@ def test_run_works_inside_a_package(run_python: RunPython) -> None:
         ({"a-b.py": ""}, "a-b.py", "not an identifier"),
         ({"empty.py": ""}, "empty.py", "has no main()"),
         ({"json.py": "def main(): ..."}, "json.py", "rename the script"),
+        ({"sqlite3.py": "def main(): ..."}, "sqlite3.py", "rename the script"),
     ],
 )
 def test_run_says_what_is_wrong(run_python: RunPython, files: dict[str, str], script: str, words: str) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from pynenc.client.launch import paths_of
+from pynenc import Pynenc, Task
+from pynenc.client import beginning
+from pynenc.client.beginning import BegunSupervisor, begin_unless_running
+from pynenc.client.paths import paths_of
 from pynenc.exceptions import RunnerError
 from pynenc.protocol import run_file
-from pynenc.system.boot import interpreter_flags
+from pynenc.system.boot import begin_module, interpreter_flags
 from pynenc.system.lock import FileLock
 from tests import tasks
 from tests.conftest import Finished, all_gone, supervisor, wait_until
@@ -96,7 +102,7 @@ def test_workers_run_code_as_the_script_does(run_python: RunPython) -> None:
 
 def test_flags_are_those_that_say_how_code_runs() -> None:
     command = [sys.executable, "-B", "-E", "-OO", "-bb", "-W", "error", "-X", "faulthandler", "-X", "importtime"]
-    program = "from pynenc.system.boot import interpreter_flags; print(interpreter_flags())"
+    program = "from pynenc.system.boot import begin_module, interpreter_flags; print(interpreter_flags())"
     environment = {**os.environ, "PYTHONPATH": ""}
     flags = ["-O", "-O", "-B", "-E", "-b", "-b", "-Werror", "-X", "faulthandler"]
     shown = subprocess.run(
@@ -239,3 +245,56 @@ def test_a_script_that_starts_one_supervisor_after_the_other_has_no_zombies() ->
     assert len(started) == 4
     left = [child.pid for child in psutil.Process().children() if child.pid in started]
     assert len(left) <= 1, "the last one is reaped when the next one starts"
+
+
+def test_an_interpreter_that_was_begun_for_nothing_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    begun = BegunSupervisor()
+    begun.abandon()
+    assert begun.process.wait() == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_none_is_begun_where_a_supervisor_runs() -> None:
+    state, app_id = tasks.app.conf.state_path, tasks.app.app_id
+    begun = begin_unless_running(state, app_id)
+    assert begun is not None
+    begun.abandon()
+    begun.process.wait()
+    assert tasks.add(1, 2).result == 3
+    assert begin_unless_running(state, app_id) is None
+
+
+def test_threads_that_make_their_first_calls_at_once_begin_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def begin(*arguments: Any, **options: Any) -> Any:
+        started.append(begin_module(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(beginning, "begin_module", begin)
+    app = Pynenc("at once", tasks.app.config_values)
+    add = Task(app, tasks.add.func)
+    at_once = threading.Barrier(8)
+
+    def call(x: int) -> int:
+        at_once.wait()
+        return add(x, 1).result
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(8))) == list(range(1, 9))
+    app.close()
+    assert len(started) == 1
+
+
+def test_calls_that_fail_at_once_leave_no_interpreter_behind(run_python: RunPython) -> None:
+    script = (
+        "import psutil, threading\nfrom jobs import add\n"
+        "try:\n    add(1, threading.Lock())\n"
+        "except TypeError as error:\n    print(str(error)[:25])\n"
+        "print(add(1, 2).result)\n"
+        "print(len(psutil.Process().children()))\n"
+    )
+    assert (
+        run_python({"jobs.py": JOBS, "script.py": script}, "script.py").out
+        == "jobs.add(): argument 'y':\nadding\n3\n1\n"
+    )
