@@ -13,7 +13,7 @@ class ConfigBroker(Config):
 
     section: ClassVar[str] = "broker"
 
-    lease_s = seconds(0.02, "Seconds of work that a worker is given at a time.", least=0.001)
+    lease_s = seconds(0.04, "Seconds of work that a worker may hold.", least=0.001)
     queued_bytes = integer(
         64 << 20, "Bytes of queued arguments that stay in memory; beyond them they are read back from the database."
     )

@@ -30,8 +30,8 @@ from pynenc.serializer import Referring, freeze, leased_arguments, pack
 from pynenc.worker.base import DeclaredTask, let_collected_calls_leave
 from pynenc.worker.forks import end_child, end_child_in_lease
 
-SHIP_S = 0.01
-"""Results are shipped at the latest after this time."""
+SHIP_S = 0.02
+"""Results are shipped about so often while more calls run, and at once when none are left."""
 
 
 class Shipper:
@@ -161,7 +161,7 @@ class Shipper:
         while True:
             self._watched.acquire()
             while self._watching:
-                time.sleep(SHIP_S)
+                time.sleep(max(SHIP_S, self.due + SHIP_S - time.monotonic()))
                 if (self._frames or self.values) and time.monotonic() >= self.due + SHIP_S:
                     with contextlib.suppress(OSError):  # The main thread will find the same and end.
                         self.ship()
@@ -286,7 +286,11 @@ def run(lease: Lease, declared: DeclaredTask, func: Callable[..., Any], slot: Sl
     finally:
         context.worker_running = None
     if stopped_at is None:
-        declared.learn(len(positions), time.monotonic() - began)
+        took = (now := time.monotonic()) - began
+        declared.learn(len(positions), took)
+        if now + 0.5 * took >= shipper.due:
+            # In the middle of the next lease they would be due: that would have two frames, and two rows, for one.
+            shipper.ship()
         return None
     return _leave_out(stopped_at, slot, shipper)
 

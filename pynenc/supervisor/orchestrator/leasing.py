@@ -38,6 +38,10 @@ SHORT_S = 0.002
 AWAITED = 1 << 20
 """Above every priority that a task can have."""
 
+FILLED = 0.75
+"""A worker that holds less than this share of what it may is given more. Were it given a call whenever there is room for one,
+each would be a lease of its own."""
+
 FIRST_LOOK_S = 0.02
 """How long after it was idle a cluster's memory is looked at first: by then it is known whether it grows."""
 
@@ -363,7 +367,7 @@ class Leasing(Arrivals):
             return False
         if self._seats.count and worker.is_idle and not self._seats.has_free(self.workers.values()):
             return False
-        return worker.load_s < self.lease_s or not worker.several
+        return worker.load_s <= FILLED * self.lease_s or not worker.several
 
     def _left(self, worker: WorkerLeases | ConcurrentLeases) -> int:
         """How many more calls a worker may be given before it is replaced by a fresh one."""
