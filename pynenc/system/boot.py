@@ -29,6 +29,9 @@ except EOFError:  # Whoever has started it has ended meanwhile.
 new_session and os.setsid()
 for fd in fds:
     os.set_inheritable(fd, False)
+standard = os.path.dirname(os.__file__)
+behind = [at + 1 for at, one in enumerate(sys.path) if one in (standard, os.path.join(standard, "lib-dynload"))]
+sys.path[max(behind, default=0) : 0] = path[:1]  # This pynenc, whatever other one is installed.
 sys.path += [one for one in path if one not in sys.path]
 from pynenc.system.boot import run
 run(sys.argv[1])

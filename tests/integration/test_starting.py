@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from pynenc.protocol import run_file
 from pynenc.system.boot import begin_module, interpreter_flags
 from pynenc.system.lock import FileLock
 from tests import tasks
-from tests.conftest import Finished, all_gone, supervisor, wait_until
+from tests.conftest import PROJECT, Finished, all_gone, supervisor, wait_until
 
 RunPython = Callable[..., Finished]
 
@@ -298,3 +299,15 @@ def test_calls_that_fail_at_once_leave_no_interpreter_behind(run_python: RunPyth
         run_python({"jobs.py": JOBS, "script.py": script}, "script.py").out
         == "jobs.add(): argument 'y':\nadding\n3\n1\n"
     )
+
+
+def test_a_supervisor_runs_the_pynenc_of_its_script(run_python: RunPython, tmp_path: Path) -> None:
+    """Though another one is installed."""
+    shutil.copytree(PROJECT / "pynenc", tmp_path / "own" / "pynenc", ignore=shutil.ignore_patterns("__pycache__"))
+    jobs = (
+        f"import sys\nif {str(tmp_path / 'own')!r} not in sys.path:\n    sys.path.insert(0, {str(tmp_path / 'own')!r})\n"
+        "import pynenc\napp = pynenc.Pynenc()\n@app.task\ndef where():\n    return pynenc.__file__\n"
+    )
+    script = "import jobs, pynenc\nprint(jobs.where().result == pynenc.__file__)\n"
+    finished = run_python({"jobs.py": jobs, "script.py": script}, "script.py")
+    assert (finished.out, finished.err) == ("True\n", "")
