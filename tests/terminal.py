@@ -61,7 +61,8 @@ class Terminal:
             assert time.monotonic() < deadline, f"the program has not ended; it shows {self._shown!r}"
             self._read(0.005)
         self._read(0)
-        return self.process.returncode, self._shown.decode().replace("\r\n", "\n")
+        # A key that is pressed is shown wherever the program is, also in the middle of a character.
+        return self.process.returncode, self._shown.decode(errors="replace").replace("\r\n", "\n")
 
     def _read(self, timeout: float) -> None:
         while select.select([self._master], [], [], timeout)[0]:
