@@ -200,6 +200,7 @@ def _start_at_new_address(
         "run_file": paths.run_file,
         "boot_path": boot_path(),
         "log": log,
+        "starter": os.getpid(),
     }
     try:
         # It does not print to the terminal of whoever started it: that may go away, or wait for its end.

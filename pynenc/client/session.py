@@ -1,60 +1,44 @@
-"""The connection of an app to its supervisor: begun, kept up, ended; batches go out, outcomes come in."""
+"""What goes over the connection of an app to its supervisor: batches go out, outcomes come in; and how it is ended."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import sys
 import threading
 import time
-import weakref
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
 from pynenc.client import launch, process
-from pynenc.client.batcher import Batcher, Packed
-from pynenc.client.callbacks import Callbacks
+from pynenc.client.batcher import Packed
+from pynenc.client.connecting import Connecting
 from pynenc.client.connection import Connection, stop_calls_of
-from pynenc.client.declarations import Declarations
-from pynenc.client.handover import Handover
-from pynenc.client.lost import LostRunner, anew, not_ours
-from pynenc.client.paths import Paths, paths_of
-from pynenc.exceptions import RunnerError, SupervisorLostError, asked_in_handler
+from pynenc.client.lost import LostRunner, not_ours
+from pynenc.client.paths import paths_of
+from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
 from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
-    BATCH_NUMBER_BITS,
     MAX_BATCH,
     NO_INVOCATION,
     Batch,
     Failure,
     Kind,
     Results,
-    first_batch_of,
     json_from,
     number_frame,
     number_from,
     numbers_from,
 )
-from pynenc.protocol.run_file import Address
-from pynenc.runner import RemoteRunner, Submission
+from pynenc.runner import Submission
 
 if TYPE_CHECKING:
     from pynenc.app import Pynenc
-    from pynenc.client.beginning import BegunSupervisor
     from pynenc.client.blobs import ClientBlobs
     from pynenc.lineage import Caller
     from pynenc.task import Task
 
 READ_EVERY = 16
 """While batches only go out, look at what has come back after so many of them."""
-
-GREETINGS = 20
-"""How many supervisors may die under a client's hands before it gives up."""
-
-MAX_RECOVERIES = 5
-"""How many supervisors may die in a row without that any outcome comes."""
 
 EXIT_S = 10.0
 """How long a client that exits waits for its last calls to be acknowledged."""
@@ -67,41 +51,12 @@ FLUSH_S = 0.2
 """How long it then tries to have calls accepted that have not left yet."""
 
 
-class Session:
-    """The connection of one app in this process to its supervisor, and what goes over it.
-
-    It connects, and starts the supervisor, when there is something to send.
-    """
+class Session(Connecting):
+    """What goes over the connection of one app in this process to its supervisor, and how that ends."""
 
     def __init__(self, app: Pynenc) -> None:
-        self._app = weakref.ref(app)
-        self._lock = threading.RLock()
-        self._is_changing = False
-        self._connection: Connection | None = None
-        self._is_workers_own = False
-        self._is_connecting = False
-        self._is_interrupted = False
-        self._wait_interrupted = False
-        self._takes_up = True
-        self._blobs: ClientBlobs | None = None
-        self._reset()
+        super().__init__(app)
         process.register(self)
-
-    def _reset(self) -> None:
-        self._batch_numbers: Iterator[int] = iter(())
-        self._declarations = Declarations()
-        self._held: dict[int, Submission] = {}
-        self._handover = Handover()
-        self._resuming: set[int] = set()
-        self._recoveries = 0
-        self._tokens = itertools.count(1)
-        self._answers: dict[int, Any] = {}
-        self._synced = 0
-        self._since_read = 0
-        self._callbacks = Callbacks(self._wait_for_callbacks)
-        self._batcher = Batcher(
-            self._open_batch, self._send_batch, lambda: not self._held, self._caller, self._tell_of_loss
-        )
 
     # Beginning and ending.
 
@@ -195,240 +150,6 @@ class Session:
         app = self._the_app()
         launch.prepare_state_dir(app.conf.state_path)
         return launch.start_staying(paths_of(app.conf.state_path, app.app_id), app.supervisor_settings(), log)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While a connection is made, replaced or let go of. A signal handler that interrupts that is refused."""
-        with self._lock:
-            if self._is_changing:
-                raise asked_in_handler("connected to the supervisor")
-            self._is_changing = True
-            try:
-                yield
-            finally:
-                self._is_changing = False
-
-    def connect_only(self) -> bool:
-        """Connect if a supervisor runs, without starting one; whether it is connected."""
-        with self._alone():
-            if self._is_connected():
-                return True
-            app = self._the_app()
-            if context.own_supervisor(app.app_id) is not None:
-                self._begin()
-                return True
-            paths = paths_of(app.conf.state_path, app.app_id)
-            found = launch.find_running(paths)
-            if found is None:
-                return False
-            if context.worker_of is None:
-                process.watch()
-            app.use_database(paths.database)
-            try:
-                self._greet(*found)
-            except SupervisorLostError:
-                return False  # It was just being killed.
-            return True
-
-    def _connect(self) -> None:
-        connection = self._connection
-        if connection is not None and connection.lost is None and not self._is_changing:
-            return
-        with self._alone():
-            self._begin()
-
-    def _begin(self) -> None:
-        if self._is_connected():
-            return
-        begun = self._the_app().take_begun()
-        try:
-            self._begin_anew(begun)
-        finally:
-            if begun is not None:
-                begun.abandon()
-
-    def _begin_anew(self, begun: BegunSupervisor | None) -> None:
-        if self._is_interrupted:
-            raise self._why_interrupted()
-        app = self._the_app()
-        inside = context.own_supervisor(app.app_id)
-        self._is_workers_own = inside is not None
-        if inside is not None:
-            address = Address(inside.address, inside.key)
-            connected = launch.connect(address)
-            if connected is None:
-                raise SupervisorLostError("the supervisor of this worker is gone")
-            self._greet(connected, address)
-            return
-        if context.worker_of is None:
-            process.watch()
-        launch.prepare_state_dir(app.conf.state_path)
-        paths = paths_of(app.conf.state_path, app.app_id)
-        app.use_database(paths.database)
-        self._is_connecting = True
-        try:
-            self._find_or_start(paths, begun)
-        except Exception:
-            self._is_connecting = False
-            raise
-        self._is_connecting = False
-        self._see_that_python_is_the_same()
-        if self._is_interrupted:  # By another thread, which could not wait for this one.
-            self._leave()
-            raise self._why_interrupted()
-
-    def _find_or_start(self, paths: Paths, begun: BegunSupervisor | None) -> None:
-        for attempt in range(GREETINGS):
-            try:
-                settings = {**self._the_app().supervisor_settings(), "takes_up": self._takes_up}
-                self._greet(*launch.find_or_start(paths, settings, begun))
-                return
-            except SupervisorLostError:
-                # One that is just being killed still takes connections for a moment.
-                begun = None
-                if attempt == GREETINGS - 1:
-                    raise
-
-    def _see_that_python_is_the_same(self) -> None:
-        """Functions that are pickled by value are bytecode, which another Python does not survive."""
-        assert self._connection is not None
-        mine, theirs = sys.implementation.cache_tag, self._connection.python
-        if theirs not in (mine, None):
-            pid = self._connection.supervisor_pid
-            self._leave()
-            raise RunnerError(
-                f"the supervisor (pid {pid}) of this app and state directory runs {theirs}, this script {mine}: stop it first "
-                "(pynenc runner stop), wait for the scripts that use it, or set another state_dir (PYNENC__STATE_DIR)"
-            )
-
-    def _leave(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(RunnerError):
-                connection.send(frame(Kind.GOODBYE))
-            connection.close()
-
-    def _why_interrupted(self) -> RunnerError:
-        return RunnerError("the script was interrupted, and makes no more calls")
-
-    def _is_connected(self) -> bool:
-        """Whether there is a connection, after a lost one was replaced if it left something unfinished, and else forgotten."""
-        connection = self._connection
-        if connection is None:
-            return False
-        if connection.lost is None:
-            return True
-        if connection.is_closed or not self._has_unfinished():
-            self._forget_lost_connection()
-            return False
-        self._replace(connection)
-        return True
-
-    def _greet(self, connected: Any, address: Address) -> None:
-        self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
-        self._handover.numbers.append(self._connection.client)
-        context.databases[self._the_app().state_backend.path] = None
-        self._number_batches(self._connection.client)
-        if self._blobs is not None:
-            self._blobs.hold_again()
-
-    def _number_batches(self, client: int) -> None:
-        first = first_batch_of(client)
-        self._batch_numbers = iter(range(first, first + (1 << BATCH_NUMBER_BITS)))
-
-    def _forget_lost_connection(self) -> None:
-        assert self._connection is not None
-        for submission in list(self._held.values()):
-            submission.runner = LostRunner(self._runner, self._connection.lost)
-        self._connection = None
-        batcher = self._batcher
-        batcher.forget()
-        self._reset()
-        self._batcher = batcher  # Its lock may be held, its thread may be the one that is here.
-
-    def _take_up(self, lost: Connection, fresh: int | None = None) -> None:
-        """Connect to another supervisor, and have it run what the dead one had not finished.
-
-        Args:
-            lost: The connection to the dead one.
-            fresh: A batch that never reached it. When there is nothing else, it may also have been ended on purpose.
-
-        Raises:
-            RunnerError: There is none, or the supervisor did not die.
-        """
-        with self._alone():
-            if self._connection is lost or self._connection is None:  # Else another thread has done it.
-                self._replace(lost, fresh)
-
-    def _replace(self, lost: Connection, fresh: int | None = None) -> None:
-        while True:
-            self._recoveries += 1
-            is_hopeless = self._recoveries > MAX_RECOVERIES
-            is_wanted = lost.is_closed and (fresh is None or self._has_unfinished(but=fresh))
-            if self._connection is None or self._is_workers_own or is_wanted or is_hopeless:
-                assert lost.lost is not None
-                error = anew(lost.lost)
-                if self._connection is not None:
-                    self._forget_lost_connection()
-                raise error
-            try:
-                self._connection = None
-                self._begin()
-                self._hand_over(lost.gave_up or "its supervisor was killed")
-            except SupervisorLostError:
-                lost = self._connection or lost
-                self._connection = lost
-                continue
-            except BaseException:
-                self._connection = lost
-                self._forget_lost_connection()
-                raise
-            return
-
-    def _has_unfinished(self, but: int | None = None) -> bool:
-        return any(one.unfinished and one.number != but for one in list(self._held.values()))
-
-    def _tell_of_loss(self, error: RunnerError) -> None:
-        """Calls cannot be sent, and perhaps nobody waits for them."""
-        app = self._app()
-        if app is not None and not self._is_interrupted:
-            app.logger.error("not all calls were acknowledged: %s", str(error))  # Not the frames that the error holds.
-
-    def _hand_over(self, fate: str) -> None:
-        """Tell a new supervisor what is unfinished: it knows what was committed, the rest is sent again."""
-        connection = self._connection
-        assert connection is not None
-        for declaration in self._declarations.frames():
-            connection.send(declaration)
-        token = next(self._tokens)
-        self._handover.begin(connection, token, list(self._held.values()))
-        connection.wait_until(lambda: token in self._answers)
-        unknown = self._answers.pop(token)["unknown"]
-        tasks = self._declarations
-
-        def may_rerun(batch: Batch) -> bool:
-            return tasks.task_of(batch.task).conf.rerun_on_worker_loss
-
-        def lose(number: int, why: str) -> None:
-            if number in self._held:
-                error = SupervisorLostError(f"batch {self._held[number].invocation_id(0)}: {fate}, {why}")
-                self._held.pop(number).runner = LostRunner(self._runner, error)
-
-        self._handover.finish(connection, unknown, self._answers, may_rerun, lose)
-
-    def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
-        """Wait until callbacks can be called, and call them."""
-        raise NotImplementedError
-
-    @property
-    def _runner(self) -> RemoteRunner:
-        """This, as those see it who hold calls."""
-        raise NotImplementedError
-
-    def _the_app(self) -> Pynenc:
-        app = self._app()
-        assert app is not None
-        return app
 
     # Large values.
 

@@ -218,6 +218,8 @@ class Supervisor:
 
     def _see_that_it_is_found(self) -> None:
         """Put the socket and the run file back if somebody has removed them: else others would start beside this one in vain."""
+        if not self._had_client and os.getppid() != self._settings["starter"]:
+            self._nobody_came()  # It was killed between hearing that this serves and coming.
         address = run_file.Address(self._settings["address"], self._key)
         lock = FileLock(self._settings["start_lock"])
         with contextlib.suppress(OSError):  # There is no room, or no state directory; what uses that says so.

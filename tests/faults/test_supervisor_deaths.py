@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -185,6 +186,22 @@ def test_a_script_whose_last_calls_are_lost_says_so(
     gate.touch()
     configure(monkeypatch, STATE_DIR=tmp_path / "project" / "moved")
     assert tasks.add(1, 2).result == 3
+
+
+def test_calls_that_may_not_be_sent_again_are_told_of_though_nobody_waits(run_python: Callable[..., Finished]) -> None:
+    script = (
+        "import os, signal\n"
+        "from tests.left import note_once\n"
+        "from tests.tasks import add, app\n"
+        "assert add(1, 2).result == 3\n"
+        "pid = app.report()['pid']\n"
+        "os.kill(pid, signal.SIGSTOP)\n"
+        "note_once('log', 1, 'gate')\n"
+        "os.kill(pid, signal.SIGKILL)\n"
+    )
+    finished = run_python({"script.py": script}, "script.py", PYTHONPATH=str(PROJECT))
+    assert finished.code == 0
+    assert re.fullmatch("not all calls were acknowledged: batch .*rerun_on_worker_loss is False\n", finished.err)
 
 
 def test_a_script_that_has_changed_its_directory_finds_its_work_again(

@@ -311,3 +311,15 @@ def test_a_supervisor_runs_the_pynenc_of_its_script(run_python: RunPython, tmp_p
     script = "import jobs, pynenc\nprint(jobs.where().result == pynenc.__file__)\n"
     finished = run_python({"jobs.py": jobs, "script.py": script}, "script.py")
     assert (finished.out, finished.err) == ("True\n", "")
+
+
+def test_a_supervisor_whose_starter_was_killed_before_it_came_ends_soon(run_python: RunPython) -> None:
+    script = (
+        "import os, signal\nfrom pynenc.client import launch\nfrom tests.tasks import add\n"
+        "start = launch._start\n"
+        "def start_and_die(*arguments):\n    start(*arguments)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "launch._start = start_and_die\n"
+        "add(1, 2)\n"
+    )
+    assert run_python({"script.py": script}, "script.py", PYTHONPATH=str(PROJECT)).code == -9
+    wait_until(all_gone, "nobody else came", 15)
