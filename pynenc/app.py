@@ -249,8 +249,7 @@ class Pynenc:
             self.state_backend.close()
         if "_cluster" in self.__dict__:
             self._cluster.close()
-        if (begun := self.take_begun()) is not None:
-            begun.abandon()
+        self._drop_begun()
         self.conf.look_anew()
 
     @property
@@ -271,9 +270,12 @@ class Pynenc:
         try:
             return self._cluster
         except BaseException:
-            if (begun := self.take_begun()) is not None:
-                begun.abandon()
+            self._drop_begun()
             raise
+
+    def _drop_begun(self) -> None:
+        if (begun := self.take_begun()) is not None:
+            begun.abandon()
 
     def take_begun(self) -> BegunSupervisor | None:
         """The interpreter that was begun for a supervisor, should one have to be started; once."""

@@ -21,7 +21,6 @@ from pynenc.client.paths import Paths
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.protocol import run_file
 from pynenc.protocol.run_file import Address
-from pynenc.system.boot import boot_path
 from pynenc.system.descriptors import lifted, open_private
 from pynenc.system.lock import FileLock
 
@@ -198,7 +197,6 @@ def _start_at_new_address(
         "start_lock": paths.start_lock,
         "workers_lock": paths.workers_lock,
         "run_file": paths.run_file,
-        "boot_path": boot_path(),
         "log": log,
         "starter": os.getpid(),
     }

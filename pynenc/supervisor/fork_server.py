@@ -15,7 +15,7 @@ from typing import Any
 from pynenc.protocol.slots import MAX_SLOTS, SLOT_BYTES
 from pynenc.system.boot import Started, fork_module, start_module
 
-_TOLD = ("boot_path", "persistent", "app_id", "address", "key", "database", "blob_threshold_bytes", "blob_memory_bytes")
+_TOLD = ("persistent", "app_id", "address", "key", "database", "blob_threshold_bytes", "blob_memory_bytes")
 
 
 class ForkServerProcess:
