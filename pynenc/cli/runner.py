@@ -6,9 +6,13 @@ import argparse
 import contextlib
 import signal
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from pynenc.cli.apps import find_app
 from pynenc.client.paths import paths_of
+
+if TYPE_CHECKING:
+    from pynenc.app import Pynenc
 
 
 def start(options: argparse.Namespace) -> int:
@@ -17,7 +21,7 @@ def start(options: argparse.Namespace) -> int:
     if options.workers is not None:
         app.conf.num_workers = options.workers
     if options.foreground:
-        return _stay(app.start_supervisor(log=None))
+        return _stay(app)
     log = paths_of(app.conf.state_path, app.app_id).log
     pid = app.start_supervisor(log=log)
     print(f"supervisor of app {app.app_id!r} started: pid {pid}, its log is {log}")
@@ -34,19 +38,29 @@ def stop(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stay(pid: int) -> int:
+def _stay(app: Pynenc) -> int:
+    """Start a supervisor that ends with this process, and wait for its end."""
     import psutil
 
-    try:
-        process = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return 0
+    begun: list[psutil.Process] = []
+    asked: list[int] = []
 
-    def end(number: int, frame: FrameType | None) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+    def end_if_asked() -> None:
+        for process in begun if asked else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
 
+    def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        end_if_asked()
+
+    # From before there is one: a signal that ended this process alone would leave the supervisor to itself.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end)
-    process.wait()
+        signal.signal(number, ask)
+    pid = app.start_supervisor(log=None)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        begun.append(psutil.Process(pid))
+    end_if_asked()
+    for process in begun:
+        process.wait()
     return 0

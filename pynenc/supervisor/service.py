@@ -117,7 +117,6 @@ class Supervisor:
 
     def serve(self) -> None:
         """Start the workers and turn until there is nothing left to do."""
-        self._watch_signals()
         self.loop.listen(self._listener, self._accept)
         self.pool.begin(self.loop)
         self.loop.call_in(FIRST_CLIENT_S, self._nobody_came)
@@ -301,7 +300,7 @@ class Supervisor:
         log(text)
         self.turn.delivery.notify(text)
 
-    def _watch_signals(self) -> None:
+    def watch_signals(self) -> None:
         """SIGTERM ends the supervisor at the end of a turn; Ctrl-C is the client's business."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         woken, waker = socket.socketpair()
@@ -399,6 +398,7 @@ def serve(settings: dict[str, Any], fork_server: ForkServerProcess) -> None:
         fork_server.end()
         sys.exit(1)
     try:
+        supervisor.watch_signals()  # Before anybody knows its pid: ended as soon as it serves, it still clears up.
         if _tell(settings["ready_fd"], pid=os.getpid()):
             supervisor.serve()
         else:

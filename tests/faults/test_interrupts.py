@@ -264,6 +264,35 @@ def test_a_supervisor_in_the_foreground_ends_with_its_command(tmp_path: Path, nu
     assert tasks.app.state_backend.count_kept() == 1
 
 
+STOPPED_AS_IT_SERVES = """
+import os, sys
+from pynenc.app import Pynenc
+from pynenc.cli import main
+
+start = Pynenc.start_supervisor
+
+def start_and_be_stopped(app, log):
+    pid = start(app, log)
+    os.kill(os.getpid(), {number})
+    return pid
+
+Pynenc.start_supervisor = start_and_be_stopped
+sys.exit(main(["--app", "tests.tasks.app", "runner", "start", "--foreground"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_supervisor_in_the_foreground_ends_when_its_command_is_stopped_as_soon_as_it_serves(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "script.py").write_text(STOPPED_AS_IT_SERVES.format(number=int(number)))
+    with Terminal(["script.py"], tmp_path) as terminal:
+        code, shown = terminal.wait()
+    assert code == 0, shown
+    assert "Traceback" not in shown
+    wait_until(all_gone, "supervisor and workers have ended", STOPPED_S)
+
+
 class CutOff:
     """A socket in whose first message, or behind whose first read, Ctrl-C comes."""
 
