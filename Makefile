@@ -62,6 +62,6 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/bin/python
 
 comma := ,
 # As an installation that is not editable does: else every process compiles what it imports where no bytecode may be written.
-COMPILE := $(BIN)/python -c 'import compileall, rich; [compileall.compile_dir(one, quiet=2) for one in ("pynenc", *rich.__path__)]' || true
+COMPILE := $(BIN)/python -c 'import compileall, rich; [compileall.compile_dir(one, quiet=2) for one in ("pynenc", "tests", *rich.__path__)]' || true
 # A path entry rather than an import hook: the hook costs every new interpreter 10 ms.
 COMPAT := --config-settings editable_mode=compat
