@@ -200,10 +200,11 @@ class Connecting:
         return True
 
     def _greet(self, connected: Any, address: Address) -> None:
-        self._connection = Connection(connected, address, self._take_in, context.worker_of is not None)
-        self._handover.numbers.append(self._connection.client)
+        connection = Connection(connected, address, self._take_in, context.worker_of is not None)
+        self._handover.numbers.append(connection.client)
         context.databases[self._the_app().state_backend.path] = None
-        self._number_batches(self._connection.client)
+        self._number_batches(connection.client)
+        self._connection = connection  # The last: another thread that sees it makes calls.
         if self._blobs is not None:
             self._blobs.hold_again()
 

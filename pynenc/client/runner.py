@@ -46,7 +46,7 @@ class ClusterRunner(Asking):
         """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
         plain = not kwargs and task.key_rules is None and all_plain(args)  # per call
         entry = args if plain else prepare(task, args, kwargs, freezer=self.blobs.freezer)
-        if self._connection is None or self._connection.lost is not None:
+        if self._connection is None or self._connection.lost is not None or self._is_changing:
             self._connect()
         if context.worker_of is not None:
             try:

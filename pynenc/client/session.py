@@ -187,6 +187,7 @@ class Session(Connecting):
         """A number that no batch of anybody else will have."""
         number = next(self._batch_numbers, None)
         if number is None:
+            self._live_connection()  # Else it was closed in another thread, between this one's look and its call.
             raise RunnerError("this client has used up its batch numbers: app.close() and call again")
         return number
 

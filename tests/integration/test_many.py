@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,47 @@ def test_sixteen_threads_call_at_once() -> None:
     for thread in threads:
         thread.join()
     assert results == dict.fromkeys(range(16), True)
+
+
+class SeenLock:
+    """A lock that tells when another thread waits for it than the one that has made this."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._maker = threading.current_thread()
+        self.is_waited_for = False
+
+    def __enter__(self) -> None:
+        self.is_waited_for |= threading.current_thread() is not self._maker
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_call_in_a_thread_while_another_one_connects_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = tasks.app._cluster
+    lock = cluster._lock = SeenLock(cluster._lock)  # type: ignore[assignment]
+    number_batches = cluster._number_batches
+    outcomes: list[object] = []
+
+    def call() -> None:
+        try:
+            outcomes.append(tasks.add(1, 2).result)
+        except RunnerError as error:
+            outcomes.append(error)
+
+    other = threading.Thread(target=call)
+
+    def number_later(client: int) -> None:
+        other.start()
+        wait_until(lambda: lock.is_waited_for or bool(outcomes), "the other thread waits, or has gone on")
+        number_batches(client)
+
+    monkeypatch.setattr(cluster, "_number_batches", number_later)
+    assert tasks.add(3, 4).result == 7
+    other.join()
+    assert outcomes == [3]
 
 
 def test_two_apps_of_one_process_and_one_state_directory_have_a_supervisor_each(
