@@ -243,7 +243,8 @@ class Pynenc:
     def close(self) -> None:
         """Have all calls acknowledged and disconnect. The supervisor ends when its last client has left and all is done.
 
-        A script need not call it: it happens at exit. A later call connects again.
+        A script need not call it: it happens at exit. A later call connects again, and so does whoever waits for an earlier
+        one. Threads that wait just now are told that the connection was closed; their calls go on.
         """
         if "state_backend" in self.__dict__:
             self.state_backend.close()

@@ -43,6 +43,9 @@ HUGE_BYTES = 1 << 21
 MIN_HUGE_BYTES = 2 * HUGE_BYTES
 """Segments of this size and more are mapped so that they can lie in huge pages; `mapping` does that."""
 
+ATTEMPTS = 100
+"""How often a directory is made that others take away when they find it empty."""
+
 MAX_EXCESS = 2
 """A warm segment serves if it is at most so many times as large as the blob."""
 
@@ -309,17 +312,23 @@ class BlobDirectory:
         if place == self.files:
             self.make_files()
         fresh = os.path.join(place, f"{token.hex()}.new")
-        while True:
-            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            # It gets its name only when it is locked, so nobody takes it for one whose writer is dead.
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        for attempt in range(ATTEMPTS):
+            fd = None
             try:
+                fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                # It gets its name only when it is locked, so nobody takes it for one whose writer is dead.
+                fcntl.flock(fd, fcntl.LOCK_EX)
                 os.rename(fresh, os.path.join(place, _mark_of(token, is_worker)))
+                break
             except FileNotFoundError:
-                os.close(fd)  # A supervisor that began just now took it for a leftover, or the directory was removed.
+                # A supervisor that began just now took it for a leftover, or one that ends took the directory away.
+                if fd is not None:
+                    os.close(fd)
+                if attempt == ATTEMPTS - 1:
+                    raise
                 _make_private(place)
-                continue
-            return fd
+        assert fd is not None
+        return fd
 
     def forget_writer(self, token: bytes, is_worker: bool) -> None:
         """A writer has ended on purpose."""
@@ -376,14 +385,18 @@ def _is_hex(text: str, digits: int) -> bool:
 
 def _make_private(path: str) -> bool:
     """See to it that a directory is there that only this user can enter."""
-    with contextlib.suppress(FileExistsError):
+    for _ in range(ATTEMPTS):
         try:
             os.mkdir(path, 0o700)
-        except OSError as error:
-            if not isinstance(error, FileExistsError):
-                return False
-            raise
-    found = os.lstat(path)
+        except FileExistsError:
+            pass
+        except OSError:
+            return False
+        with contextlib.suppress(FileNotFoundError):  # A supervisor that ends has just found it empty.
+            found = os.lstat(path)
+            break
+    else:
+        return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
@@ -62,13 +62,17 @@ class Asking(Session):
     ) -> bool:
         """Send what is open, then read until something is so."""
         self._batcher.flush()
+        if self._left:
+            self._bring_back(awaited)
+            for submission in awaited:
+                if submission.unfinished and not submission.runner.runs_calls:
+                    submission.runner.wait_until(done)
         if done():
             self._callbacks.call()
             return True
         if self._connection is None or self._is_changing:
             self._connect()
-        connection = self._connection
-        assert connection is not None
+        connection = self._live_connection()
         if context.nested_wait is None or not self._is_workers_own:
             reached = self._wait_through(connection, done, timeout, awaited)
         else:
@@ -123,6 +127,11 @@ class Asking(Session):
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""
+        if self._left:
+            self._bring_back([submission])
+            if not submission.runner.runs_calls:
+                submission.runner.on_outcome(submission, index, callback)
+                return
         self._callbacks.add(submission, index, callback)
 
     def _wait_for_callbacks(self, waiting: list[Submission]) -> None:
@@ -277,11 +286,12 @@ class Asking(Session):
         Args:
             attempt: For the call that runs here, how many attempts there were before. Its batch is watched when somebody waits.
         """
-        submission = self._held.get(batch) or Submission(self, batch, count)
-        if attempt is not None:
-            submission.running = (index, attempt)
-        else:
-            self._bring_up(submission)
+        with self._lock:
+            submission = self._submitted(batch) or Submission(self, batch, count)
+            if attempt is not None:
+                submission.running = (index, attempt)
+            else:
+                self._bring_up(submission)
         return DistributedInvocation(task, submission, index)
 
     def submission_of(self, batch: int) -> Submission:
@@ -290,15 +300,27 @@ class Asking(Session):
         Raises:
             InvocationNotFoundError: There is none in this app and state directory.
         """
-        held = self._held.get(batch)
+        held = self._submitted(batch)
         if held is not None:
             return held
         stored = self.stored().batch(batch)
         if stored is None:
             raise InvocationNotFoundError(format_invocation_id(invocation_number(batch, 0)), self._why_not_found())
-        submission = Submission(self, batch, stored.count)
-        self._bring_up(submission)
+        with self._lock:
+            submission = self._submitted(batch) or Submission(self, batch, stored.count)
+            self._bring_up(submission)
         return submission
+
+    def _submitted(self, batch: int) -> Submission | None:
+        """A batch without all of its outcomes that is known here, as it is delivered once only."""
+        return self._held.get(batch) or self._left.get(batch)
+
+    def _bring_back(self, awaited: Iterable[Submission]) -> None:
+        """Have delivered what was submitted over a connection that was closed since."""
+        for submission in awaited:
+            with self._lock:
+                if self._left.pop(submission.number, None) is not None:
+                    self._bring_up(submission)
 
     def group_of(
         self, task: Task[Any, Any], ranges: list[tuple[int, int, int]]

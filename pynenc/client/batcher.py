@@ -62,6 +62,8 @@ class Batcher:
     """The open batches of one client, by task.
 
     Args:
+        lock: Held by whoever sends, connects or lets go of the connection.
+        is_changing: Whether its holder is at the connection itself.
         open_batch: Makes the submission of a new batch.
         send: Sends a batch that leaves.
         is_idle: Whether no call is under way.
@@ -71,6 +73,8 @@ class Batcher:
 
     def __init__(
         self,
+        lock: threading.RLock,
+        is_changing: Callable[[], bool],
         open_batch: Callable[[], Submission],
         send: Callable[[Task[Any, Any], Submission, Packed, int, Caller | None], None],
         is_idle: Callable[[], bool],
@@ -83,13 +87,13 @@ class Batcher:
         self._is_idle = is_idle
         self._caller = caller
         # It is held again by a signal handler that interrupts its holder, and sees by the second that it must not go on.
-        self._lock = threading.RLock()
+        self._lock = lock
+        self._is_changing = is_changing
         self._is_in_use = False
         self._open: dict[Task[Any, Any], OpenBatch] = {}
         self._flusher: threading.Thread | None = None
         self._flusher_wanted = threading.Semaphore(0)
         self._flusher_awake = False
-        self._closed = False
 
     def add(self, task: Task[Any, Any], entry: Any) -> tuple[Submission, int]:
         """Put a call into the open batch of its task.
@@ -158,7 +162,7 @@ class Batcher:
             RunnerError: It is.
         """
         with self._lock:
-            if self._is_in_use:
+            if self._is_in_use or self._is_changing():
                 raise asked_in_handler("made calls")
 
     def _leave_all(self, older_than_s: float = 0.0) -> None:
@@ -179,18 +183,18 @@ class Batcher:
             finally:
                 self._lock.release()
 
-    def close(self) -> None:
-        """Let everything leave, and the helper thread end."""
-        self.refuse_handler()
-        try:
-            with self._lock:
+    def close(self) -> threading.Thread | None:
+        """Let everything leave, and the helper thread end, which is returned if there is one; a later call makes another one."""
+        with self._lock:
+            self.refuse_handler()
+            try:
                 self._leave_all()
-        finally:
-            self._closed = True
-            if self._flusher is not None:
+            finally:
+                flusher, self._flusher = self._flusher, None
                 self._flusher_wanted.release()
-                self._flusher.join()
-                self._flusher = None
+                self._flusher_wanted = threading.Semaphore(0)
+                self._flusher_awake = False
+        return flusher
 
     def forget(self) -> None:
         """The open batches are lost; whoever waits for one of them is told by its submission."""
@@ -206,26 +210,29 @@ class Batcher:
     def _wake_flusher(self) -> None:
         """While a batch is open, a helper thread sees to it that it leaves in time."""
         if self._flusher is None:
-            self._flusher = threading.Thread(target=self._flush_in_time, name="pynenc-flusher", daemon=True)
+            self._flusher = threading.Thread(
+                target=self._flush_in_time, args=(self._flusher_wanted,), name="pynenc-flusher", daemon=True
+            )
             self._flusher.start()
         if not self._flusher_awake:
             self._flusher_awake = True
             self._flusher_wanted.release()
 
-    def _flush_in_time(self) -> None:
+    def _flush_in_time(self, wanted: threading.Semaphore) -> None:
+        me = threading.current_thread()
         while True:
-            self._flusher_wanted.acquire()
-            while not self._closed:
+            wanted.acquire()
+            while self._flusher is me:
                 time.sleep(BATCH_AGE_S)
                 try:
                     self.flush(BATCH_AGE_S)
                 except RunnerError as error:
                     self._tell(error)
                 with self._lock:
-                    if not self._open:
+                    if self._flusher is me and not self._open:
                         self._flusher_awake = False
                         break
-            if self._closed:
+            if self._flusher is not me:
                 return
 
 

@@ -7,7 +7,7 @@ import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
@@ -20,8 +20,7 @@ from pynenc.client.handover import Handover
 from pynenc.client.lost import LostRunner, anew
 from pynenc.client.paths import Paths, paths_of
 from pynenc.exceptions import RunnerError, SupervisorLostError, asked_in_handler
-from pynenc.protocol.frames import frame
-from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, Kind, first_batch_of
+from pynenc.protocol.messages import BATCH_NUMBER_BITS, Batch, first_batch_of
 from pynenc.protocol.run_file import Address
 from pynenc.runner import RemoteRunner, Submission
 
@@ -39,6 +38,30 @@ MAX_RECOVERIES = 5
 """How many supervisors may die in a row without that any outcome comes."""
 
 
+class InHand:
+    """Held while calls are made whose large arguments may be written already, and are not sent yet.
+
+    Args:
+        lock: Held while the connection is let go of.
+        when_none: Told when nothing of that kind is left.
+    """
+
+    def __init__(self, lock: threading.RLock, when_none: Callable[[], None]) -> None:
+        self._lock = lock
+        self._when_none = when_none
+        self.count = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.count -= 1
+            if not self.count:
+                self._when_none()
+
+
 class Connecting:
     """The connection of one app in this process to its supervisor: made when there is something to send, and kept up."""
 
@@ -53,6 +76,13 @@ class Connecting:
         self._wait_interrupted = False
         self._takes_up = True
         self._blobs: ClientBlobs | None = None
+        self.in_hand = InHand(self._lock, self._nothing_in_hand)
+        # These go on from one connection to the next: another thread may still look for what came over the last one.
+        self._tokens = itertools.count(1)
+        self._answers: dict[int, Any] = {}
+        self._synced = 0
+        self._left: weakref.WeakValueDictionary[int, Submission] = weakref.WeakValueDictionary()
+        self._batcher = self._new_batcher()
         self._reset()
 
     def _reset(self) -> None:
@@ -62,13 +92,18 @@ class Connecting:
         self._handover = Handover()
         self._resuming: set[int] = set()
         self._recoveries = 0
-        self._tokens = itertools.count(1)
-        self._answers: dict[int, Any] = {}
-        self._synced = 0
         self._since_read = 0
         self._callbacks = Callbacks(self._wait_for_callbacks)
-        self._batcher = Batcher(
-            self._open_batch, self._send_batch, lambda: not self._held, self._caller, self._tell_of_loss
+
+    def _new_batcher(self) -> Batcher:
+        return Batcher(
+            self._lock,
+            lambda: self._is_changing,
+            self._open_batch,
+            self._send_batch,
+            lambda: not self._held,
+            self._caller,
+            self._tell_of_loss,
         )
 
     @contextlib.contextmanager
@@ -179,9 +214,7 @@ class Connecting:
     def _leave(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(RunnerError):
-                connection.send(frame(Kind.GOODBYE))
-            connection.close()
+            connection.leave()
 
     def _why_interrupted(self) -> RunnerError:
         return RunnerError("the script was interrupted, and makes no more calls")
@@ -217,10 +250,8 @@ class Connecting:
         for submission in list(self._held.values()):
             submission.runner = LostRunner(self._runner, self._connection.lost)
         self._connection = None
-        batcher = self._batcher
-        batcher.forget()
+        self._batcher.forget()
         self._reset()
-        self._batcher = batcher  # Its lock may be held, its thread may be the one that is here.
 
     def _take_up(self, lost: Connection, fresh: int | None = None) -> None:
         """Connect to another supervisor, and have it run what the dead one had not finished.
@@ -294,6 +325,10 @@ class Connecting:
         self._handover.finish(connection, unknown, self._answers, may_rerun, lose)
 
     # What goes over it.
+
+    def _nothing_in_hand(self) -> None:
+        """Everything is sent whose large arguments are written."""
+        raise NotImplementedError
 
     def _take_in(self, kind: int, body: bytes) -> None:
         """Take in a frame that has come."""

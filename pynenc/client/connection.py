@@ -35,6 +35,11 @@ from pynenc.system.sockets import NO_SIGPIPE, spare_sigpipe
 LONGEST_S = 1e6
 """Waits that are longer have no end: the system takes none of more than 24 days."""
 
+LEFT_WITHIN_S = 1.0
+"""How long those who read or send may take to leave a connection that is shut down."""
+
+LEFT = "the connection was closed by app.close()"
+
 
 class Connection:
     """A connection of this process, shared by its threads.
@@ -77,6 +82,7 @@ class Connection:
         self._size = 0
         self.lost: RunnerError | None = None
         self.is_closed = False
+        self._leaves = False
         self.gave_up = ""
         self.on_read: Callable[[], None] | None = None
         try:
@@ -175,14 +181,30 @@ class Connection:
         finally:
             self._turn.pass_on()
 
+    def leave(self) -> None:
+        """Tell the supervisor that this client goes, and close the connection."""
+        self._leaves = True  # First: another thread may read that the supervisor closes it, too.
+        with contextlib.suppress(RunnerError):
+            self.send(frame(Kind.GOODBYE))
+        self.close()
+
     def close(self) -> None:
         """Close the connection; whoever waits on it is told that it is gone."""
         self.is_closed = True
-        self.lost = self.lost or SupervisorLostError("the connection was closed by app.close()")
+        self.lost = self.lost or SupervisorLostError(LEFT)
         self.shut_down()  # A thread that waits on it would not notice that it is closed.
-        with contextlib.suppress(OSError):  # The script may have closed all descriptors.
-            self._socket.close()
-        self._turn.close()
+        # Whoever is at it just now leaves it first: the numbers of its descriptors will be those of others.
+        has_lock = self._send_lock.acquire(timeout=LEFT_WITHIN_S)
+        has_turn = self._turn.take_within(LEFT_WITHIN_S)
+        try:
+            with contextlib.suppress(OSError):  # The script may have closed all descriptors.
+                self._socket.close()
+            self._turn.close()
+        finally:
+            if has_turn:
+                self._turn.pass_on()
+            if has_lock:
+                self._send_lock.release()
 
     def give_up(self, why: str) -> None:
         """Send and read nothing more; `shut_down` tells those who wait."""
@@ -279,13 +301,15 @@ class Connection:
         """Whether an error is the socket's, and not one that a signal handler has raised, such as a `TimeoutError` of an alarm."""
         if not isinstance(error, OSError) or (error.errno is None and self._socket.gettimeout() is None):
             return False
-        if error.errno in (errno.EBADF, errno.ENOTSOCK):
+        if error.errno in (errno.EBADF, errno.ENOTSOCK) and not self.is_closed:
             # The script has closed all descriptors; those may be its own by now.
             self._socket.detach()
             self._turn.abandon()
         return True
 
     def _lose(self, why: str) -> RunnerError:
+        if self.lost is None and self._leaves:
+            self.lost = SupervisorLostError(LEFT)
         if self.lost is None:
             self.lost = SupervisorLostError(
                 f"the supervisor (pid {self.supervisor_pid}) is gone: {why}. Results that it had committed are still "

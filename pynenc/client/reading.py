@@ -63,6 +63,13 @@ class ReadingTurn:
         self._depth += 1
         return True
 
+    def take_within(self, seconds: float) -> bool:
+        """Take the turn, perhaps from below: this may be a signal handler. Whether it was taken in time."""
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._depth += 1
+        return True
+
     def pass_on(self) -> None:
         """Give the turn back."""
         self._depth -= 1

@@ -44,8 +44,14 @@ class ClusterRunner(Asking):
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DistributedInvocation[Any, Any]:
         """Put one call into the open batch of its task, unless an invocation that is there already answers it."""
-        plain = not kwargs and task.key_rules is None and all_plain(args)  # per call
-        entry = args if plain else prepare(task, args, kwargs, freezer=self.blobs.freezer)
+        if not kwargs and task.key_rules is None and all_plain(args):  # per call
+            return self._submit(task, args)
+        with self.in_hand:
+            return self._submit(task, prepare(task, args, kwargs, freezer=self.blobs.freezer))
+
+    def _submit(
+        self, task: Task[Any, Any], entry: tuple[Any, ...] | Frozen | PreparedCall
+    ) -> DistributedInvocation[Any, Any]:
         if self._connection is None or self._connection.lost is not None or self._is_changing:
             self._connect()
         if context.worker_of is not None:
@@ -74,7 +80,7 @@ class ClusterRunner(Asking):
         if context.worker_of is not None:
             check_imported(task)
         self._batcher.flush()  # What they depend on has to be there before them.
-        with LazyFreezer(partial(self._sharing, is_collection(items))) as freezer:
+        with self.in_hand, LazyFreezer(partial(self._sharing, is_collection(items))) as freezer:
             if not common:
                 items = self.without_cycles(task, items)
             constant = constant_of(task)
@@ -92,8 +98,9 @@ class ClusterRunner(Asking):
 
     def put(self, value: Any) -> BlobRef[Any]:
         """Write a value into shared memory, for many calls."""
-        self._connect()
-        return self.blobs.put(value)
+        with self.in_hand:
+            self._connect()
+            return self.blobs.put(value)
 
     def _looked_up(
         self,
@@ -150,9 +157,10 @@ class ClusterRunner(Asking):
 
     def submit_packed(self, task: Task[Any, Any], packed: Packed, group: int) -> Submission:
         """Send one batch of a group or a stream."""
-        self._connect()
-        submission = self._open_batch()
-        self._send_packed(task, submission, packed, group)
+        with self._lock:  # No other thread closes the connection between a batch's number and its way.
+            self._connect()
+            submission = self._open_batch()
+            self._send_packed(task, submission, packed, group)
         return submission
 
     def _send_packed(self, task: Task[Any, Any], submission: Submission, packed: Packed, group: int) -> None:
@@ -168,11 +176,12 @@ class ClusterRunner(Asking):
 
         Each of them is its index here, the batch and the index there, and whether its arguments differ.
         """
-        self._connect()
-        submission = self._open_batch()
-        number = submission.number
-        self._handover.offered.add(number)
-        self._send_packed(task, submission, packed, group)
+        with self._lock:
+            self._connect()
+            submission = self._open_batch()
+            number = submission.number
+            self._handover.offered.add(number)
+            self._send_packed(task, submission, packed, group)
         self._wait_through(
             self._live_connection(), lambda: number in self._answers or not submission.runner.runs_calls, None
         )

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Packed
-from pynenc.client.connecting import Connecting
+from pynenc.client.connecting import Connecting, InHand
 from pynenc.client.connection import Connection, stop_calls_of
 from pynenc.client.lost import LostRunner, not_ours
 from pynenc.client.paths import paths_of
 from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.lineage import behind
-from pynenc.protocol.frames import frame
 from pynenc.protocol.messages import (
     MAX_BATCH,
     NO_INVOCATION,
@@ -64,35 +63,53 @@ class Session(Connecting):
         """Have everything acknowledged that was submitted, and let go of the supervisor. A later call connects again."""
         # The helper thread may be looking for another supervisor, with calls in its hands that are in no database.
         if self._connected() is None:
-            self._close_blobs(is_alone=True)
+            with self._lock:
+                if self._connection is None and not self.in_hand.count:
+                    self._close_blobs(is_alone=True)
             return
-        with self._alone():
-            self._batcher.refuse_handler()
+        self._batcher.refuse_handler()
+        self._see_that_all_is_acknowledged()
+        callbacks = self._callbacks
+        callbacks.call()
+        with self._lock:  # Calls of other threads wait from here on, and then connect again.
+            try:
+                if self._has_unfinished():  # Callbacks and other threads may have made further calls.
+                    self._see_that_all_is_acknowledged()
+                flusher = self._batcher.close()
+            finally:
+                self._let_go()
+        # Without the lock: these threads may be about to look for another supervisor.
+        callbacks.wait_for_end()
+        if flusher is not None and flusher is not threading.current_thread():
+            flusher.join()
+
+    def _see_that_all_is_acknowledged(self) -> None:
         has_unfinished = self._has_unfinished()
         try:
-            self._batcher.close()
             if not self.sync(EXIT_S):
                 self._the_app().logger.error(
                     "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
                 )
-            self._callbacks.call()
-            if self._connection is not None:
-                self._connection.send(frame(Kind.GOODBYE))
         except RunnerError as error:
             if has_unfinished:
                 self._tell_of_loss(error)
-        finally:
-            # Only now: whoever sends a batch may have to wait for the lock, and closing waits for that batch.
-            callbacks = self._callbacks
-            with self._alone():
-                callbacks.has_ended = True
-                is_alone = self._connection is None or self._connection.lost is not None
-                if self._connection is not None:
-                    self._connection.close()
-                self._connection = None
-                self._reset()
+
+    def _let_go(self) -> None:
+        """Close the connection. What is unfinished is delivered again when somebody waits for it."""
+        with self._alone():
+            self._callbacks.has_ended = True
+            is_alone = self._connection is None or self._connection.lost is not None
+            if self._connection is not None:
+                self._connection.leave()
+            self._connection = None
+            self._left.update((number, one) for number, one in self._held.items() if one.unfinished)
+            self._reset()
+            if not self.in_hand.count:
                 self._close_blobs(is_alone)
-            callbacks.wait_for_end()  # Without the lock: the thread may be about to look for another supervisor.
+
+    def _nothing_in_hand(self) -> None:
+        if self._blobs is not None and self._connection is None:
+            self._close_blobs(is_alone=False)  # The connection was closed meanwhile, and what was written is sent.
 
     @property
     def is_in_use(self) -> bool:
@@ -133,16 +150,19 @@ class Session(Connecting):
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call; what its parent waits for is not its business."""
         self._lock = threading.RLock()
+        self.in_hand = InHand(self._lock, self._nothing_in_hand)
         self._is_changing = False
-        for submission in self._held.values():
+        for submission in [*self._held.values(), *self._left.values()]:
             submission.runner = LostRunner(self._runner, not_ours(submission))
             submission.callbacks = None
+        self._left.clear()
         if self._connection is not None:
             self._connection.abandon()
             self._connection = None
         self._is_connecting = False
         if self._blobs is not None:
             self._blobs.after_fork_in_child()
+        self._batcher = self._new_batcher()
         self._reset()
 
     def start_staying(self, log: str | None) -> int:
@@ -186,8 +206,10 @@ class Session(Connecting):
     def next_batch_number(self) -> int:
         """A number that no batch of anybody else will have."""
         number = next(self._batch_numbers, None)
+        if number is None and self._connection is None:
+            self._connect()  # Another thread has closed it since this one looked.
+            number = next(self._batch_numbers, None)
         if number is None:
-            self._live_connection()  # Else it was closed in another thread, between this one's look and its call.
             raise RunnerError("this client has used up its batch numbers: app.close() and call again")
         return number
 

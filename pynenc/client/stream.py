@@ -67,15 +67,16 @@ def stream(
     count = group = 0
     while True:
         while count < window.size and not _is_full(runner, blob_bytes):
-            batches = chunks.take(max(1, min(window.size // 8, window.size - count)))
+            with runner.in_hand:
+                batches = chunks.take(max(1, min(window.size // 8, window.size - count)))
+                for packed in batches:
+                    under_way.append(runner.submit_packed(task, packed, group))
+                    if packed.extras.blobs:
+                        blob_bytes[under_way[-1].number] = size_of_column(packed.extras.blobs)
+                    group = group or under_way[-1].number
+                    count += packed.count
             if not batches:
                 break
-            for packed in batches:
-                under_way.append(runner.submit_packed(task, packed, group))
-                if packed.extras.blobs:
-                    blob_bytes[under_way[-1].number] = size_of_column(packed.extras.blobs)
-                group = group or under_way[-1].number
-                count += packed.count
         if not under_way:
             if chunks.error is not None:
                 raise chunks.error

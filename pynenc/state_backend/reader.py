@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -52,11 +53,24 @@ class TaskCounts(NamedTuple):
     failed: int
 
 
-class _Open(NamedTuple):
-    """A connection, and which process has opened which file."""
+class _Open:
+    """A connection of one thread, closed with it: by itself it would be open until Python looks for garbage.
 
-    of: tuple[int, int, int]
-    connection: sqlite3.Connection
+    Attributes:
+        of: Which process has opened which file.
+        connection: The connection.
+    """
+
+    __slots__ = ("connection", "of")
+
+    def __init__(self, of: tuple[int, int, int], connection: sqlite3.Connection) -> None:
+        self.of = of
+        self.connection = connection
+
+    def __del__(self) -> None:
+        if self.of[0] == os.getpid():
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.close()
 
 
 class Reader:
@@ -184,10 +198,7 @@ class Reader:
 
     def close(self) -> None:
         """Close this thread's connection."""
-        known: _Open | None = getattr(self._local, "open", None)
-        if known is not None:
-            if known.of[0] == os.getpid():
-                known.connection.close()
+        if hasattr(self._local, "open"):
             del self._local.open
 
 

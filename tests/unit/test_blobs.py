@@ -18,7 +18,7 @@ import pytest
 from pynenc import context
 from pynenc.blobs import budget, directory, reading
 from pynenc.blobs.budget import Budget, memory_budget, usable_memory_bytes
-from pynenc.blobs.directory import BlobDirectory
+from pynenc.blobs.directory import TOKEN_BYTES, BlobDirectory
 from pynenc.blobs.freezing import Freezer, holds_large_bytes
 from pynenc.blobs.mapping import HUGE_BYTES, MIN_HUGE_BYTES, make_huge
 from pynenc.blobs.references import Reference, from_column, refers, split_results, to_column, with_references
@@ -456,3 +456,28 @@ def test_a_state_directory_that_was_taken_away_is_passed_over(
     monkeypatch.setattr(context, "databases", {str(tmp_path / "gone" / "app.db"): None, **context.databases})
     reference = writer.write(memoryview(LARGE))
     assert bytes(reading.view_of(reference)) == LARGE
+
+
+def test_writers_begin_while_others_take_the_empty_directories_away(place: BlobDirectory) -> None:
+    """As scripts do that begin while the supervisor of others ends."""
+    failures: list[OSError] = []
+
+    def begin_and_end() -> None:
+        for _ in range(500):
+            token = os.urandom(TOKEN_BYTES)
+            try:
+                mark = place.announce(token, is_worker=False)
+            except OSError as error:
+                failures.append(error)
+                continue
+            assert token in place.living_writers()
+            place.forget_writer(token, is_worker=False)
+            os.close(mark)
+
+    writers = [threading.Thread(target=begin_and_end) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        place.remove_empty()
+    place.remove_empty()
+    assert not failures
