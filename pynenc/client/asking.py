@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pynenc import context
-from pynenc.client.connection import Connection, query_frame
+from pynenc.client.connection import LEFT, Connection, query_frame
 from pynenc.client.lost import LostRunner
 from pynenc.client.session import Session
 from pynenc.exceptions import InvocationNotFoundError, RunnerError, SupervisorLostError
@@ -120,10 +120,17 @@ class Asking(Session):
 
     async def until(self, outcome: Future[None], submission: Submission) -> None:
         """Await the outcome of a call, which a callback tells."""
-        if context.nested_await is None or not self._is_workers_own:
-            await outcome
-        else:
+        if context.nested_await is not None and self._is_workers_own:
             await context.nested_await(outcome, [submission.number])
+            return
+        self._awaiting.add(outcome)
+        try:
+            # Only now: whoever closes the connection tells those that stand here, so one of both sees the other.
+            if submission.number in self._left:
+                raise SupervisorLostError(LEFT)
+            await outcome
+        finally:
+            self._awaiting.discard(outcome)
 
     def on_outcome(self, submission: Submission, index: int, callback: Callable[[], object]) -> None:
         """Call back when a call has its outcome, also when nobody waits for it."""

@@ -25,6 +25,8 @@ from pynenc.protocol.run_file import Address
 from pynenc.runner import RemoteRunner, Submission
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.app import Pynenc
     from pynenc.client.beginning import BegunSupervisor
     from pynenc.client.blobs import ClientBlobs
@@ -82,6 +84,7 @@ class Connecting:
         self._answers: dict[int, Any] = {}
         self._synced = 0
         self._left: weakref.WeakValueDictionary[int, Submission] = weakref.WeakValueDictionary()
+        self._awaiting: set[Future[None]] = set()
         self._batcher = self._new_batcher()
         self._reset()
 

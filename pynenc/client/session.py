@@ -11,7 +11,7 @@ from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Packed
 from pynenc.client.connecting import Connecting, InHand
-from pynenc.client.connection import Connection, stop_calls_of
+from pynenc.client.connection import LEFT, Connection, stop_calls_of
 from pynenc.client.lost import LostRunner, not_ours
 from pynenc.client.paths import paths_of
 from pynenc.exceptions import RunnerError, SupervisorLostError
@@ -31,6 +31,8 @@ from pynenc.protocol.messages import (
 from pynenc.runner import Submission
 
 if TYPE_CHECKING:
+    from asyncio import Future
+
     from pynenc.app import Pynenc
     from pynenc.client.blobs import ClientBlobs
     from pynenc.lineage import Caller
@@ -103,6 +105,8 @@ class Session(Connecting):
                 self._connection.leave()
             self._connection = None
             self._left.update((number, one) for number, one in self._held.items() if one.unfinished)
+            for outcome in list(self._awaiting):
+                _tell_of_closing(outcome)
             self._reset()
             if not self.in_hand.count:
                 self._close_blobs(is_alone)
@@ -335,3 +339,14 @@ class Session(Connecting):
                 if not self._has_unfinished():
                     return True  # Then it was committed.
                 self._take_up(connection)
+
+
+def _tell_of_closing(outcome: Future[None]) -> None:
+    """Have whoever awaits an outcome, perhaps in the event loop of another thread, raise that the connection was closed."""
+
+    def tell() -> None:
+        if not outcome.done():
+            outcome.set_exception(SupervisorLostError(LEFT))
+
+    with contextlib.suppress(RuntimeError):  # The loop is closed.
+        outcome.get_loop().call_soon_threadsafe(tell)

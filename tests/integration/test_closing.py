@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynenc.exceptions import RunnerError
+from pynenc.exceptions import RunnerError, SupervisorLostError
 from pynenc.invocation.base_invocation import BaseInvocationGroup
 from tests import large, tasks
 from tests.conftest import all_gone, configure, wait_until
@@ -57,6 +57,20 @@ def test_callbacks_and_await_after_closing(tmp_path: Path) -> None:
 
     assert asyncio.run(wait_here()) == str(gate)
     assert was_called.wait(30)
+
+
+def test_whoever_awaits_a_call_when_the_app_is_closed_is_told(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    call = tasks.wait_for(str(gate))
+
+    async def close_meanwhile() -> None:
+        asyncio.get_running_loop().call_later(0.01, tasks.app.close)
+        await call
+
+    with pytest.raises(SupervisorLostError, match=r"closed by app\.close"):
+        asyncio.run(close_meanwhile())
+    gate.touch()
+    assert call.result == str(gate)
 
 
 def test_whoever_waits_for_calls_that_nobody_runs_any_more_is_told(tmp_path: Path) -> None:
