@@ -205,7 +205,7 @@ class Asking(Session):
 
     def cancel(self, calls: list[tuple[Submission, int, int]], force: bool) -> None:
         """Have the supervisor end calls: those `[first, stop)` of each submission."""
-        self._batcher.flush()
+        self._batcher.settle()
         live = [(one.number, first, stop) for one, first, stop in calls if one.unfinished]
         if live and self.connect_only():
             self._live_connection().send(json_frame(Kind.CANCEL, calls=live, force=force))

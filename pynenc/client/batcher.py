@@ -155,6 +155,13 @@ class Batcher:
             self.refuse_handler()
             self._leave_all(older_than_s)
 
+    def settle(self) -> None:
+        """Let the open batches leave, and wait for those that another thread is just sending."""
+        if self._open or self._is_in_use:
+            with self._lock:
+                self.refuse_handler()
+                self._leave_all()
+
     def refuse_handler(self) -> None:
         """See to it that this is no signal handler that has interrupted its own thread here.
 

@@ -327,7 +327,7 @@ class Session(Connecting):
     def sync(self, timeout: float | None = None) -> bool:
         """Wait until everything that was submitted here is committed, so many seconds at most; whether it is."""
         while True:
-            self._batcher.flush()
+            self._batcher.settle()
             connection = self._connected()
             if connection is None:
                 return True

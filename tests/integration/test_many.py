@@ -184,15 +184,15 @@ def test_sixteen_threads_call_at_once() -> None:
 
 
 class SeenLock:
-    """A lock that tells when another thread waits for it than the one that has made this."""
+    """A lock that tells when another thread waits for it than the one that holds it."""
 
-    def __init__(self, lock: Any) -> None:
+    def __init__(self, lock: Any, holder: threading.Thread) -> None:
         self._lock = lock
-        self._maker = threading.current_thread()
+        self._holder = holder
         self.is_waited_for = False
 
     def __enter__(self) -> None:
-        self.is_waited_for |= threading.current_thread() is not self._maker
+        self.is_waited_for |= threading.current_thread() is not self._holder
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -201,7 +201,7 @@ class SeenLock:
 
 def test_a_call_in_a_thread_while_another_one_connects_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = tasks.app._cluster
-    lock = cluster._lock = SeenLock(cluster._lock)  # type: ignore[assignment]
+    lock = cluster._lock = SeenLock(cluster._lock, threading.current_thread())  # type: ignore[assignment]
     number_batches = cluster._number_batches
     outcomes: list[object] = []
 
@@ -222,6 +222,38 @@ def test_a_call_in_a_thread_while_another_one_connects_waits_for_that(monkeypatc
     assert tasks.add(3, 4).result == 7
     other.join()
     assert outcomes == [3]
+
+
+def test_what_another_thread_is_just_sending_is_there_for_those_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = tasks.wait_for(str(tmp_path / "gate"))
+    cluster = tasks.app._cluster
+    batcher = cluster._batcher
+    monkeypatch.setattr(batcher, "_wake_flusher", lambda: None)
+    call = tasks.add(1, 2)
+    is_sending = threading.Event()
+    asked: list[object] = []
+    send = batcher._send
+
+    def send_later(*batch: Any) -> None:
+        is_sending.set()
+        wait_until(lambda: lock.is_waited_for or bool(asked), "the other thread waits, or has gone on")
+        send(*batch)
+
+    batcher._send = send_later
+    other = threading.Thread(target=batcher.flush)
+    lock = cluster._lock = batcher._lock = SeenLock(batcher._lock, other)  # type: ignore[assignment]
+    other.start()
+    assert is_sending.wait(30)
+    try:
+        asked.append(tasks.app.get_invocation(call.invocation_id).arguments.kwargs)
+    finally:
+        asked.append(None)
+        other.join()
+        (tmp_path / "gate").touch()
+    assert (asked[0], call.result) == ({"x": 1, "y": 2}, 3)
+    assert held.result
 
 
 def test_two_apps_of_one_process_and_one_state_directory_have_a_supervisor_each(
