@@ -58,7 +58,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-%: setup.cfg pyproject.toml | $(VENV)/bin/python
 	$(PIP) install $(COMPAT) $(PIP_OPTIONS) --editable '.[$(if $(filter check,$*),check$(comma)examples$(comma)test,$*)]'
 	@$(COMPILE)
-	@touch $@ $(VENV)/.installed
+	@touch $@ $(VENV)/.installed $(if $(filter check,$*),$(VENV)/.installed-examples $(VENV)/.installed-test)
 
 comma := ,
 # As an installation that is not editable does: else every process compiles what it imports where no bytecode may be written.

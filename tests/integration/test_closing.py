@@ -20,7 +20,7 @@ from tests import large, tasks
 from tests.conftest import all_gone, configure, wait_until
 
 THREADS = 8
-ROUNDS = 15
+ROUNDS = 8
 
 
 def test_results_of_calls_that_still_run_come_after_closing(tmp_path: Path) -> None:
