@@ -70,12 +70,12 @@ class Session(Connecting):
                     self._close_blobs(is_alone=True)
             return
         self._batcher.refuse_handler()
-        self._see_that_all_is_acknowledged()
+        is_acknowledged = self._see_that_all_is_acknowledged()
         callbacks = self._callbacks
         callbacks.call()
         with self._lock:  # Calls of other threads wait from here on, and then connect again.
             try:
-                if self._has_unfinished():  # Callbacks and other threads may have made further calls.
+                if is_acknowledged and self._has_unfinished():  # Callbacks and other threads may have made further calls.
                     self._see_that_all_is_acknowledged()
                 flusher = self._batcher.close()
             finally:
@@ -85,16 +85,19 @@ class Session(Connecting):
         if flusher is not None and flusher is not threading.current_thread():
             flusher.join()
 
-    def _see_that_all_is_acknowledged(self) -> None:
+    def _see_that_all_is_acknowledged(self) -> bool:
+        """Have it acknowledged, or tell the user that it is not; whether it is."""
         has_unfinished = self._has_unfinished()
         try:
-            if not self.sync(EXIT_S):
-                self._the_app().logger.error(
-                    "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
-                )
+            if self.sync(EXIT_S):
+                return True
+            self._the_app().logger.error(
+                "the supervisor has not acknowledged the last calls within %g s: they may be lost", EXIT_S
+            )
         except RunnerError as error:
             if has_unfinished:
                 self._tell_of_loss(error)
+        return False
 
     def _let_go(self) -> None:
         """Close the connection. What is unfinished is delivered again when somebody waits for it."""
