@@ -19,8 +19,8 @@ from pynenc.invocation.base_invocation import BaseInvocationGroup
 from tests import large, tasks
 from tests.conftest import all_gone, configure, wait_until
 
-THREADS = 8
-ROUNDS = 8
+THREADS = 6
+ROUNDS = 6
 
 
 def test_results_of_calls_that_still_run_come_after_closing(tmp_path: Path) -> None:
