@@ -219,7 +219,8 @@ class Pynenc:
             value: An array, a table, bytes, or anything else that can be pickled.
 
         Returns:
-            What stands for the value in the arguments of calls; the value is freed some time after this object is gone.
+            What stands for the value in the arguments of calls; the value is freed some time after this object is gone, or
+            the app is closed, and these calls have ended.
 
         Raises:
             SerializationError: The value cannot be pickled.

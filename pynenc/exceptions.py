@@ -210,8 +210,8 @@ class BlobLostError(PynencError):
     def __str__(self) -> str:
         return (
             f"blob {self.name}, a large value of {self.size:,} bytes, is not there any more: it was released (the results of a "
-            "stream are, once they were taken; arguments, once their calls have ended), purged, or lost when the machine was "
-            "started anew. Make the call again"
+            "stream are, once they were taken; arguments, once their calls have ended; what app.put wrote, once the app was "
+            "closed), purged, or lost when the machine was started anew. Make the call again"
         )
 
 

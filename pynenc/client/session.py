@@ -75,7 +75,9 @@ class Session(Connecting):
         callbacks.call()
         with self._lock:  # Calls of other threads wait from here on, and then connect again.
             try:
-                if is_acknowledged and self._has_unfinished():  # Callbacks and other threads may have made further calls.
+                if (
+                    is_acknowledged and self._has_unfinished()
+                ):  # Callbacks and other threads may have made further calls.
                     self._see_that_all_is_acknowledged()
                 flusher = self._batcher.close()
             finally:

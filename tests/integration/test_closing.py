@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynenc.exceptions import RunnerError, SupervisorLostError
+from pynenc.exceptions import BlobLostError, RunnerError, SupervisorLostError
 from pynenc.invocation.base_invocation import BaseInvocationGroup
 from tests import large, tasks
 from tests.conftest import all_gone, configure, wait_until
@@ -84,6 +84,19 @@ def test_whoever_waits_for_calls_that_nobody_runs_any_more_is_told(tmp_path: Pat
     for call in calls:
         with pytest.raises(RunnerError, match="pynenc resume runs them"):
             call.get(timeout=30)
+
+
+def test_a_value_that_was_put_is_released_with_the_app_and_the_calls_that_use_it(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    shared = tasks.app.put(np.ones(1 << 18))
+    under_way = large.total_behind(str(gate), shared)
+    tasks.app.close()
+    assert large.total(shared).get(timeout=60) == 1 << 18
+    gate.touch()
+    assert under_way.result == 1 << 18
+    tasks.app.close()
+    with pytest.raises(BlobLostError, match="once the app was closed"):
+        large.total(shared).get(timeout=60)
 
 
 def in_threads(act: Callable[[int], object]) -> list[object]:
