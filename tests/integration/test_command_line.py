@@ -72,11 +72,13 @@ def test_a_started_supervisor_stays_serves_scripts_and_stops(run_python: RunPyth
     again = pynenc(run_python, "--app", "work.app", "runner", "start")
     assert again.code == 1
     assert "runs already" in again.err
-    pids = {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])}
+    marker = os.environ["PYNENC_TEST_MARKER"]
+    wait_until(lambda: len(own_processes(marker)) == 3, "the supervisor, its fork server and its worker are there")
+    pids = {process.pid for process in own_processes(marker)}
     for _ in range(2):
         # The file is not written again: workers that have imported it as it was would be replaced.
         assert pynenc(run_python, "run", "work.py", files={}) == (0, "adding\nwork [] 3\n", "")
-    assert {process.pid for process in own_processes(os.environ["PYNENC_TEST_MARKER"])} == pids
+    assert {process.pid for process in own_processes(marker)} == pids
     shown = pynenc(run_python, "status")
     assert "supervisor: pid" in shown.out
     assert "work.add" in shown.out
