@@ -151,6 +151,7 @@ def test_others_take_over_what_a_stopped_worker_has_not_begun(seconds: float, tm
 
 def test_others_take_over_all_from_a_worker_that_is_stopped_between_calls() -> None:
     assert list(tasks.add.parallelize([(x, 1) for x in range(1000)]).results) == list(range(1, 1001))
+    wait_until(lambda: len(report()["workers"]) == 2, "both workers are there")
     workers = [worker["pid"] for worker in report()["workers"]]
     for worker in workers:
         with stopped(worker):

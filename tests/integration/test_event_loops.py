@@ -31,7 +31,7 @@ def test_an_exit_beside_a_coroutine_leaves_its_worker_and_the_others_alone() -> 
     assert "in leave" in str(exits[0].exception.__cause__)
     pids = worker_pids()
     assert list(others.results) == [0.3] * 5
-    assert worker_pids() == pids
+    assert set(pids) <= set(worker_pids()), "none was replaced"
 
 
 @pytest.mark.parametrize("whose", ["its own", "another's"])
