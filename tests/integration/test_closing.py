@@ -95,6 +95,7 @@ def test_a_value_that_was_put_is_released_with_the_app_and_the_calls_that_use_it
     gate.touch()
     assert under_way.result == 1 << 18
     tasks.app.close()
+    wait_until(all_gone, "nobody refers to it, and the supervisor has ended")
     with pytest.raises(BlobLostError, match="once the app was closed"):
         large.total(shared).get(timeout=60)
 
