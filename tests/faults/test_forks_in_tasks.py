@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from tests import forking, tasks
-from tests.conftest import Finished, configure
+from tests.conftest import Finished, configure, wait_until
 
 CODES = {
     "return": 0,
@@ -131,9 +131,10 @@ def test_a_child_of_a_child_calls_tasks_and_its_parent_ends_with_its_call() -> N
 
 def test_a_worker_goes_on_after_its_call_has_forked() -> None:
     assert tasks.add(1, 2).get(timeout=30) == 3
+    wait_until(lambda: len(worker_pids()) == 2, "both workers are there")
     before = worker_pids()
     assert forking.fork("exit 3").get(timeout=30) == 3
-    assert before <= worker_pids(), "none was replaced"
+    assert worker_pids() == before
     assert all(not psutil.Process(pid).children() for pid in before)
 
 
