@@ -129,9 +129,9 @@ def test_a_child_of_a_child_calls_tasks_and_its_parent_ends_with_its_call() -> N
     assert forking.call_in_grandchild(1).get(timeout=30) == 0
 
 
-def test_a_worker_goes_on_after_its_call_has_forked() -> None:
+def test_a_worker_goes_on_after_its_call_has_forked(workers: int) -> None:
     assert tasks.add(1, 2).get(timeout=30) == 3
-    wait_until(lambda: len(worker_pids()) == 2, "both workers are there")
+    wait_until(lambda: len(worker_pids()) == workers, "all workers are there, and no spare ones")
     before = worker_pids()
     assert forking.fork("exit 3").get(timeout=30) == 3
     assert worker_pids() == before
