@@ -312,23 +312,13 @@ class BlobDirectory:
         if place == self.files:
             self.make_files()
         fresh = os.path.join(place, f"{token.hex()}.new")
-        for attempt in range(ATTEMPTS):
-            fd = None
-            try:
-                fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-                # It gets its name only when it is locked, so nobody takes it for one whose writer is dead.
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                os.rename(fresh, os.path.join(place, _mark_of(token, is_worker)))
-                break
-            except FileNotFoundError:
-                # A supervisor that began just now took it for a leftover, or one that ends took the directory away.
-                if fd is not None:
-                    os.close(fd)
-                if attempt == ATTEMPTS - 1:
-                    raise
-                _make_private(place)
-        assert fd is not None
-        return fd
+        mark = os.path.join(place, _mark_of(token, is_worker))
+        for _ in range(ATTEMPTS - 1):
+            # A supervisor that began just now may take it for a leftover, or one that ends take the directory away.
+            with contextlib.suppress(FileNotFoundError):
+                return _locked(fresh, mark)
+            _make_private(place)
+        return _locked(fresh, mark)
 
     def forget_writer(self, token: bytes, is_worker: bool) -> None:
         """A writer has ended on purpose."""
@@ -394,10 +384,8 @@ def _make_private(path: str) -> bool:
             return False
         with contextlib.suppress(FileNotFoundError):  # A supervisor that ends has just found it empty.
             found = os.lstat(path)
-            break
-    else:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+            return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+    return False
 
 
 def _is_unused(fd: int) -> bool | None:
@@ -414,6 +402,18 @@ def _is_unused(fd: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def _locked(fresh: str, name: str) -> int:
+    """A new file, open and locked. It gets its name only then, so nobody takes it for one whose writer is dead."""
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.rename(fresh, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _is_held(path: str) -> bool:

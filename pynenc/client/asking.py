@@ -64,9 +64,7 @@ class Asking(Session):
         self._batcher.flush()
         if self._left:
             self._bring_back(awaited)
-            for submission in awaited:
-                if submission.unfinished and not submission.runner.runs_calls:
-                    submission.runner.wait_until(done)
+            _see_that_they_run(awaited, done)
         if done():
             self._callbacks.call()
             return True
@@ -112,9 +110,7 @@ class Asking(Session):
                 self._take_up(connection)
                 if done():
                     return True
-                for submission in awaited:
-                    if submission.unfinished and not submission.runner.runs_calls:
-                        submission.runner.wait_until(done)
+                _see_that_they_run(awaited, done)
                 connection = self._live_connection()
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
 
@@ -423,3 +419,14 @@ class Asking(Session):
             return True
         self._held.pop(submission.number, None)
         return not submission.unfinished
+
+
+def _see_that_they_run(awaited: Iterable[Submission], done: Callable[[], bool]) -> None:
+    """See that somebody runs what is waited for.
+
+    Raises:
+        RunnerError: Nobody runs some of it any more.
+    """
+    for submission in awaited:
+        if submission.unfinished and not submission.runner.runs_calls:
+            submission.runner.wait_until(done)

@@ -157,10 +157,9 @@ class Batcher:
 
     def settle(self) -> None:
         """Let the open batches leave, and wait for those that another thread is just sending."""
-        if self._open or self._is_in_use:
-            with self._lock:
-                self.refuse_handler()
-                self._leave_all()
+        self.flush()
+        if self._is_in_use:
+            self.refuse_handler()  # It waits for the lock.
 
     def refuse_handler(self) -> None:
         """See to it that this is no signal handler that has interrupted its own thread here.

@@ -69,8 +69,7 @@ class Connecting:
 
     def __init__(self, app: Pynenc) -> None:
         self._app = weakref.ref(app)
-        self._lock = threading.RLock()
-        self._is_changing = False
+        self._make_lock()
         self._connection: Connection | None = None
         self._is_workers_own = False
         self._is_connecting = False
@@ -78,14 +77,12 @@ class Connecting:
         self._wait_interrupted = False
         self._takes_up = True
         self._blobs: ClientBlobs | None = None
-        self.in_hand = InHand(self._lock, self._nothing_in_hand)
         # These go on from one connection to the next: another thread may still look for what came over the last one.
         self._tokens = itertools.count(1)
         self._answers: dict[int, Any] = {}
         self._synced = 0
         self._left: weakref.WeakValueDictionary[int, Submission] = weakref.WeakValueDictionary()
         self._awaiting: set[Future[None]] = set()
-        self._batcher = self._new_batcher()
         self._reset()
 
     def _reset(self) -> None:
@@ -98,8 +95,12 @@ class Connecting:
         self._since_read = 0
         self._callbacks = Callbacks(self._wait_for_callbacks)
 
-    def _new_batcher(self) -> Batcher:
-        return Batcher(
+    def _make_lock(self) -> None:
+        """The lock, and what holds it: made anew in a forked child, where another thread of the parent may have held it."""
+        self._lock = threading.RLock()
+        self._is_changing = False
+        self.in_hand = InHand(self._lock, self._nothing_in_hand)
+        self._batcher = Batcher(
             self._lock,
             lambda: self._is_changing,
             self._open_batch,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pynenc import context
 from pynenc.client import launch, process
 from pynenc.client.batcher import Packed
-from pynenc.client.connecting import Connecting, InHand
+from pynenc.client.connecting import Connecting
 from pynenc.client.connection import LEFT, Connection, stop_calls_of
 from pynenc.client.lost import LostRunner, not_ours
 from pynenc.client.paths import paths_of
@@ -75,9 +75,8 @@ class Session(Connecting):
         callbacks.call()
         with self._lock:  # Calls of other threads wait from here on, and then connect again.
             try:
-                if (
-                    is_acknowledged and self._has_unfinished()
-                ):  # Callbacks and other threads may have made further calls.
+                # Callbacks and other threads may have made further calls.
+                if is_acknowledged and self._has_unfinished():
                     self._see_that_all_is_acknowledged()
                 flusher = self._batcher.close()
             finally:
@@ -158,9 +157,7 @@ class Session(Connecting):
 
     def after_fork_in_child(self) -> None:
         """A forked child connects for itself when it makes its first call; what its parent waits for is not its business."""
-        self._lock = threading.RLock()
-        self.in_hand = InHand(self._lock, self._nothing_in_hand)
-        self._is_changing = False
+        self._make_lock()
         for submission in [*self._held.values(), *self._left.values()]:
             submission.runner = LostRunner(self._runner, not_ours(submission))
             submission.callbacks = None
@@ -171,7 +168,6 @@ class Session(Connecting):
         self._is_connecting = False
         if self._blobs is not None:
             self._blobs.after_fork_in_child()
-        self._batcher = self._new_batcher()
         self._reset()
 
     def start_staying(self, log: str | None) -> int:
