@@ -144,6 +144,8 @@ async def wait_in_event_loop(count: int) -> int:
 def give_up_waiting(at: str, gate: str, log: str) -> int:
     held = hold(at, gate)
     late = note(log, 1)
+    while not os.path.exists(at):  # Else this worker could be given it, to run on top of this call.
+        time.sleep(0.002)
     try:
         held.get(timeout=0.05)
     except TimeoutError:
